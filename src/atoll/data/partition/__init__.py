@@ -1,0 +1,1 @@
+"""How one data set is divided among clients: one rule a module."""
