@@ -1,0 +1,1 @@
+"""Job files: a federation as a page of TOML, read, checked as a whole, and built."""

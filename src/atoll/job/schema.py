@@ -1,0 +1,102 @@
+"""The sections of a job file and the types of what stands in them; what a name may carry is the catalog's to say.
+
+A section that names a factory is written in full (`[policy] name = "synchronous"`) or, when the name says it all, as
+one key (`policy = "synchronous"`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+FORMAT = 1  # the number after `atoll =`; a file with a higher one was written by a newer Atoll
+
+
+class Section(BaseModel):
+    """A table of the job file: no key but those it declares."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Named(BaseModel):
+    """A table that names a factory of the catalog and sets its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What stands beside the name."""
+        return dict(self.model_extra or {})
+
+
+def _spelled_out(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Choice = Annotated[Named, BeforeValidator(_spelled_out)]
+
+
+class Evaluation(Section):
+    """When the model is judged, and on whose data."""
+
+    every: int = Field(1, ge=0)  # rounds between evaluations on the held-out set; 0: only at the end
+    batch_size: int | None = Field(None, ge=1)
+    per_client: bool = False  # at the end, each client's own test split too
+    examples: int | None = Field(None, ge=1)  # judge on this many held-out examples, drawn once
+
+
+class Personalise(Section):
+    """Fine-tuning at each client after the last round, judged on its own test split."""
+
+    epochs: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)  # instead of epochs
+    lr: float | None = Field(None, gt=0)  # none: the learning rate of [local]
+
+
+class TensorBoard(Section):
+    """Scalars for TensorBoard."""
+
+    folder: str | None = None  # none: in the run's folder
+
+
+class MLflow(Section):
+    """Metrics for an MLflow tracking server."""
+
+    uri: str | None = None
+    experiment: str = "atoll"
+
+
+class Sinks(Section):
+    """Where metrics go besides the runs database."""
+
+    tensorboard: TensorBoard | None = None
+    mlflow: MLflow | None = None
+
+
+class Samples(Section):
+    """A passage that a language model continues before and after training, for the report."""
+
+    prompt: str = Field(min_length=1)
+    tokens: int = Field(60, ge=1, le=4096)
+
+
+class Job(Section):
+    """A whole job file."""
+
+    atoll: int
+    name: str | None = Field(None, min_length=1)  # none: the file's name
+    seed: int = Field(0, ge=0, lt=2**63)
+    rounds: int = Field(ge=1)
+    data: Choice
+    task: Choice
+    local: Choice
+    algorithm: Choice
+    transforms: list[Choice] = []
+    policy: Choice = Named(name="synchronous")
+    engine: Choice = Named(name="serial")
+    evaluation: Evaluation = Evaluation()
+    personalise: Personalise | None = None
+    sinks: Sinks = Sinks()
+    samples: Samples | None = None
