@@ -25,14 +25,6 @@ QUERY_AND_VALUE = (
     ("c_attn",),
     ("qkv",),
 )
-    ("q_proj", "v_proj"),
-    ("query", "value"),
-    ("q_lin", "v_lin"),
-    ("q", "v"),
-    ("query_key_value",),
-    ("c_attn",),
-    ("qkv",),
-)
 _CONV1D = {"c_attn", "c_fc", "c_proj"}  # GPT-2 keeps these as (inputs, outputs)
 
 
