@@ -1,0 +1,288 @@
+"""Every problem of a job file at once, each with its line: nothing is built, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from atoll import catalog
+from atoll.errors import ConfigError, JobError, UnknownName, VersionError
+from atoll.job import values
+from atoll.job.schema import FORMAT, Job
+from atoll.job.text import Document, Spot
+
+# Parameters that the builder fills in from the rest of the job when the file does not set them.
+WIRED: Mapping[str, frozenset[str]] = {
+    "dataset": frozenset({"seed"}),
+    "partition": frozenset({"seed"}),
+    "task": frozenset({"seed", "dataset"}),
+    "model": frozenset({"seed"}),
+    "local": frozenset({"task", "seed"}),
+    "algorithm": frozenset({"local", "population", "seed"}),
+    "transform": frozenset({"seed", "population"}),
+    "engine": frozenset({"algorithm", "data", "dataset", "task", "seed"}),
+}
+SECTIONS = {"data": "dataset", "task": "task", "local": "local", "algorithm": "algorithm", "policy": "policy"}
+ENGINES = {"serial": frozenset[str](), "processes": frozenset({"workers"})}
+
+
+class Problem(NamedTuple):
+    """What is wrong, and where."""
+
+    spot: Spot
+    text: str
+
+
+def check(document: Document) -> Job:
+    """The job that the document describes.
+
+    Raises:
+        VersionError: the file was written by a newer Atoll.
+        JobError: every problem at once, in the file's order.
+    """
+    version = document.values.get("atoll")
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+        raise VersionError(
+            f"{document.place(('atoll',))}: the job file is of format {version}, and this Atoll reads up to {FORMAT}: upgrade Atoll, or write it for {FORMAT}."
+        )
+    job, problems = _typed(document)
+    problems = [*problems, *_named(document.values, document)]
+    if job is not None and not problems:
+        problems = list(_together(job))
+    if problems or job is None:
+        ordered = sorted(set(problems), key=lambda problem: (document.order(problem.spot), problem.text))
+        raise JobError(f"{document.place(problem.spot)}: {problem.text}" for problem in ordered)
+    return job
+
+
+def clients_of(job: Job) -> int | None:
+    """How many clients there will be, where it is known without reading the data."""
+    given = job.data.parameters.get("clients")
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    entry = catalog.find("dataset", job.data.name)
+    parameter = entry.parameter("clients")
+    for known in (parameter.default if parameter else None, entry.about.get("clients")):
+        if isinstance(known, int):
+            return known
+    return None
+
+
+def _typed(document: Document) -> tuple[Job | None, list[Problem]]:
+    """The sections and their own keys, through pydantic."""
+    values = dict(document.values)
+    problems: list[Problem] = []
+    if not isinstance(values.get("atoll", FORMAT), int) or values.get("atoll", FORMAT) != FORMAT:
+        problems.append(Problem(("atoll",), f"atoll = {_toml(values['atoll'])}: must be {FORMAT}, the format of this file"))
+    try:
+        return Job.model_validate(values), problems
+    except ValidationError as error:
+        return None, [*problems, *(_sentence(document.values, detail) for detail in error.errors())]
+
+
+def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
+    spot: Spot = tuple(part for part in detail["loc"])
+    table, key, kind = spot[:-1], spot[-1], detail["type"]
+    at = _where(table)
+    if kind == "extra_forbidden":
+        known = [name for name in _model_at(table).model_fields]
+        return Problem(spot, f"{at}{_section(key, spot, values)}{_nearest(str(key), known)}")
+    if kind == "missing":
+        if key == "name":
+            return Problem(table, f"{at}name is missing: the {SECTIONS.get(str(table[0]), str(table[0]))}'s name in the catalog")
+        if key in SECTIONS:
+            return Problem((), f"[{key}] is missing: a section with a name from `atoll catalog {SECTIONS[str(key)]}`")
+        mend = f"write `atoll = {FORMAT}` first" if key == "atoll" else "a whole number" if key == "rounds" else "give it a value"
+        return Problem(table, f"{at}{key} is missing: {mend}")
+    value = _get(values, spot)
+    if kind in ("model_type", "list_type", "dict_type", "model_attributes_type"):
+        shape = f"[[{key}]] tables" if key == "transforms" else f"a table, [{'.'.join(map(str, spot))}]"
+        return Problem(spot, f"{at}{key} = {_toml(value)}: must be {shape}")
+    return Problem(spot, f"{at}{key} = {_toml(value)}: {_rule(detail)}")
+
+
+def _rule(detail: Any) -> str:
+    context = detail.get("ctx", {})
+    rules = {
+        "int_type": "must be a whole number",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "string_type": "must be a text in quotes",
+        "string_too_short": "must not be empty",
+        "greater_than": f"must be above {context.get('gt')}",
+        "greater_than_equal": f"must be {context.get('ge')} or more",
+        "less_than": f"must be below {context.get('lt')}",
+        "less_than_equal": f"must be {context.get('le')} or less",
+    }
+    return rules.get(detail["type"], detail["msg"][:1].lower() + detail["msg"][1:])
+
+
+def _section(key: str | int, spot: Spot, values: Mapping[str, Any]) -> str:
+    return f"there is no section [{key}]" if isinstance(_get(values, spot), dict) else f"there is no key {str(key)!r}"
+
+
+def _model_at(table: Spot) -> type[BaseModel]:
+    """The pydantic model of a table of the job file."""
+    model: type[BaseModel] = Job
+    for part in table:
+        annotation = model.model_fields[str(part)].annotation
+        arms = getattr(annotation, "__args__", (annotation,))
+        model = next(arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel))
+    return model
+
+
+def _named(values_: Mapping[str, Any], document: Document) -> Iterator[Problem]:
+    """The sections that name a factory, against the catalog."""
+    for section, kind in SECTIONS.items():
+        if section in values_:
+            yield from _choice(kind, values_[section], (section,))
+    transforms = values_.get("transforms", [])
+    for i, given in enumerate(transforms if isinstance(transforms, list) else []):
+        yield from _choice("transform", given, ("transforms", i))
+    if "engine" in values_:
+        yield from _engine(values_["engine"])
+
+
+def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
+    """One name and its parameters, nested names included."""
+    if isinstance(given, str):
+        given = {"name": given}
+    name = given.get("name") if isinstance(given, dict) else None
+    if not isinstance(name, str):
+        if len(spot) > 1 and isinstance(spot[-1], str):  # the top sections were judged by the schema
+            yield Problem(spot, f"{_where(spot)}name is missing: the {_words(kind)}'s name in the catalog")
+        return
+    try:
+        entry = catalog.find(kind, name)
+    except UnknownName as error:
+        yield Problem((*spot, "name"), f"{_where(spot)}{error}")
+        return
+    for package, extra in entry.needs:
+        if importlib.util.find_spec(package.split(".")[0]) is None:
+            yield Problem((*spot, "name"), f"{_where(spot)}{name} needs the package {package!r}: pip install 'atoll[{extra}]'")
+    for key, value in given.items():
+        if key != "name":
+            yield from _parameter(entry, key, value, (*spot, key))
+    missing = [p for p in entry.parameters if p.required and not p.variadic and p.name not in given and p.name not in WIRED.get(kind, ())]
+    for parameter in missing:
+        nested = values.kind_of(parameter.annotation)
+        mend = f"a name from `atoll catalog {nested}`" if nested else f"{name} has no default for it"
+        yield Problem(spot, f"{_where(spot)}{parameter.name} is missing: {mend}")
+
+
+def _parameter(entry: catalog.Entry, key: str, value: Any, spot: Spot) -> Iterator[Problem]:
+    at = _where(spot[:-1])
+    parameter = entry.parameter(key)
+    nested = values.kind_of(parameter.annotation) if parameter else None
+    if parameter is None or (key in WIRED.get(entry.kind, ()) and not values.settable(parameter.annotation)):
+        known = [p.name for p in settable(entry)]
+        has = f"; it has {', '.join(known)}" if known else "; it has no parameters"
+        yield Problem(spot, f"{at}{entry.name} has no parameter {key!r}{_hint(key, known)}{has}")
+    elif nested and isinstance(value, dict | str) and not (isinstance(value, str) and values.settable(parameter.annotation)):
+        yield from _choice(nested, value, spot)
+    else:
+        wrong = values.problem(parameter, value)
+        if wrong:
+            yield Problem(spot, f"{at}{key} = {_toml(value)}: {wrong}")
+        elif _is_path(parameter) and isinstance(value, str) and not os.access(os.path.expanduser(value), os.R_OK):
+            why = "can't be read" if os.path.exists(os.path.expanduser(value)) else "there is no such file or folder"
+            yield Problem(spot, f"{at}{key} = {_toml(value)}: {why}")
+
+
+def settable(entry: catalog.Entry) -> list[catalog.Parameter]:
+    """The parameters that a job file can set: simple values, and names from the catalog."""
+    wired = WIRED.get(entry.kind, frozenset())
+    return [
+        p
+        for p in entry.parameters
+        if not p.variadic and (values.settable(p.annotation) or (values.kind_of(p.annotation) and p.name not in wired))
+    ]
+
+
+def _engine(given: Any) -> Iterator[Problem]:
+    given = {"name": given} if isinstance(given, str) else given
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        return
+    name = given["name"]
+    if name not in ENGINES:
+        yield Problem(("engine", "name"), f"[engine] name = {_toml(name)}: {_listed('engine', name, ENGINES)}")
+        return
+    for key, value in given.items():
+        if key == "workers" and key in ENGINES[name]:
+            wrong = values.problem(catalog.Parameter("workers", "int"), value)
+            if wrong:
+                yield Problem(("engine", key), f"[engine] workers = {_toml(value)}: {wrong}")
+        elif key != "name" and key not in ENGINES[name]:
+            known = sorted(ENGINES[name])
+            has = f"; it has {', '.join(known)}" if known else "; it has no parameters"
+            yield Problem(("engine", key), f"[engine] {name} has no parameter {key!r}{has}")
+
+
+def _together(job: Job) -> Iterator[Problem]:
+    """What no section can know alone; only asked once each is right by itself."""
+    clients = clients_of(job)
+    for key in ("clients_per_round", "clients_in_flight"):
+        asked = job.policy.parameters.get(key)
+        if clients is not None and isinstance(asked, int) and asked > clients:
+            yield Problem(("policy", key), f"[policy] {key} = {asked}: there are only {clients} clients; ask {clients} or fewer")
+    try:
+        catalog.find("policy", job.policy.name).load()(**job.policy.parameters)  # policies import nothing heavy
+    except ConfigError as error:
+        yield Problem(("policy",), f"[policy] {error}")
+    for package, asked_for in (("tensorboard", job.sinks.tensorboard), ("mlflow", job.sinks.mlflow)):
+        if asked_for is not None and importlib.util.find_spec(package) is None:
+            yield Problem(("sinks", package), f"[sinks.{package}] needs the package {package!r}: pip install 'atoll[{package}]'")
+
+
+def _is_path(parameter: catalog.Parameter) -> bool:
+    return "Path" in parameter.annotation or parameter.name in ("path", "folder", "file")
+
+
+def _where(table: Spot) -> str:
+    """`[data.partition] `, `[[transforms]] 2: `; empty at the top of the file."""
+    if not table:
+        return ""
+    if table[0] == "transforms" and len(table) > 1 and isinstance(table[1], int):
+        inside = ".".join(map(str, table[2:]))
+        return f"[[transforms]] number {table[1] + 1}{', ' + inside if inside else ''}: "
+    return f"[{'.'.join(map(str, table))}] "
+
+
+def _get(values_: Any, spot: Spot) -> Any:
+    for part in spot:
+        try:
+            values_ = values_[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values_
+
+
+def _toml(value: Any) -> str:
+    """As the file spells it, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    return _hint(name, known) or f"; known: {', '.join(known)}"
+
+
+def _listed(kind: str, name: str, known: Iterable[str]) -> str:
+    return f"no {kind} is called {name!r}{_hint(name, known) or '.'} Known: {', '.join(sorted(known))}"
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
+
