@@ -59,9 +59,26 @@ class Summary:
 class Record:
     """Everything that is known of one run.
 
-    >>> record = Record("a-1", "a", "finished", 0, 2, {}, {}, "", "2026-01-01T00:00:00.000+00:00", None, None, "", "",
-    ...     series=(Point(0, "evaluate", None, "loss", 2.0, 0.5), Point(1, "evaluate", None, "loss", 1.0, 0.9),
-    ...             Point(1, "train", "north", "loss", 1.5, 0.8)))
+    >>> record = Record(
+    ...     "a-1",
+    ...     "a",
+    ...     "finished",
+    ...     0,
+    ...     2,
+    ...     {},
+    ...     {},
+    ...     "",
+    ...     "2026-01-01T00:00:00.000+00:00",
+    ...     None,
+    ...     None,
+    ...     "",
+    ...     "",
+    ...     series=(
+    ...         Point(0, "evaluate", None, "loss", 2.0, 0.5),
+    ...         Point(1, "evaluate", None, "loss", 1.0, 0.9),
+    ...         Point(1, "train", "north", "loss", 1.5, 0.8),
+    ...     ),
+    ... )
     >>> record.global_series("evaluate", "loss")
     [(0, 2.0), (1, 1.0)]
     >>> record.by_client("train", "loss")
@@ -95,7 +112,7 @@ class Record:
     @property
     def elapsed_s(self) -> float:
         """Seconds of running, up to the last thing that was recorded."""
-        return max((each.elapsed_s for each in (*self.series, *self.incidents)), default=0.0)
+        return max([*(p.elapsed_s for p in self.series), *(i.elapsed_s for i in self.incidents), 0.0])
 
     def names(self, *, clients: bool | None = None) -> list[tuple[str, str]]:
         """The (work, name) pairs that have numbers, sorted; only global ones, or only per-client ones, if asked."""
@@ -104,7 +121,7 @@ class Record:
 
     def clients(self) -> list[str]:
         """Every client that is named in a number or an incident, sorted."""
-        return sorted({each.client for each in (*self.series, *self.incidents) if each.client is not None})
+        return sorted({c for c in (*(p.client for p in self.series), *(i.client for i in self.incidents)) if c is not None})
 
     def global_series(self, work: str, name: str) -> list[tuple[int, float]]:
         """The (round, value) pairs of one number of the whole federation, in the order in which they came."""

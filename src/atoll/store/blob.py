@@ -1,0 +1,220 @@
+"""One safetensors file, written whole or not at all, and read back bit for bit.
+
+The format is that of the safetensors package (https://github.com/huggingface/safetensors), and its files and ours
+are read by both. We write it ourselves because a checkpoint must be flushed before it is renamed, a full disk must
+stay an OSError with its errno, and a tensor should be read straight into memory of its own: views of one mapped
+file start at odd addresses, where a BLAS may round otherwise than it did before the kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atoll.errors import StoreError
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SERIAL = itertools.count()
+_CHECKSUM = "crc32"
+
+
+class Corrupt(StoreError):
+    """A file that is torn, damaged, or not one of ours."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False) -> int:
+    """Write the tensors to `path` by way of a temporary file beside it; return the size in bytes.
+
+    After `durable` the file outlives a power cut, not only the process, and carries a checksum. Raises StoreError
+    where the disk is full or the folder can't be written.
+    """
+    # The largest elements first keep every tensor aligned to its own element size.
+    order = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    parts = {name: _bytes(name, tensors[name]) for name in order}
+    meta = dict(metadata)
+    if durable:
+        meta[_CHECKSUM] = f"{_checksum(metadata, parts.values()):08x}"
+    header: dict[str, Any] = {"__metadata__": meta}
+    size = 0
+    for name in order:
+        end = size + len(parts[name])
+        x = tensors[name]
+        header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [size, end]}
+        size = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    total = 8 + len(head) + size
+    with replacing(path, total, durable=durable) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for part in parts.values():
+            file.write(part)
+    return total
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file. Raises Corrupt where it is torn, StoreError where it can't be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            header, start, size = _header(file, path)
+            meta = header.pop("__metadata__", {})
+            found: dict[str, Tensor] = {}
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = entry["data_offsets"]
+                x = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+                if end - begin != x.numel() * x.element_size() or begin < 0 or start + end > size:
+                    raise Corrupt(f"{path} is damaged: the tensor {name!r} does not fit its place")
+                if end > begin:
+                    file.seek(start + begin)
+                    _fill(file, _memory(x))
+                found[name] = x
+    except OSError as error:
+        raise error if isinstance(error, StoreError) else trouble(error, path) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
+    _verify(path, found, meta)
+    return found, meta
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file alone, without its tensors."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            header, _, _ = _header(file, path)
+            return dict(header.get("__metadata__", {}))
+    except OSError as error:
+        raise error if isinstance(error, StoreError) else trouble(error, path) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size_bytes: int, *, durable: bool = False) -> Iterator[Any]:
+    """A binary file that takes the place of `path` when the block ends well, and leaves nothing behind when it does not."""
+    temporary = path.with_name(f".{next(_SERIAL)}-{os.getpid()}.tmp")
+    try:
+        try:
+            with open(temporary, "wb", buffering=0) as raw:
+                yield _Whole(raw)
+                if durable:
+                    os.fsync(raw.fileno())
+            os.replace(temporary, path)
+            if durable:
+                flush_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise error if isinstance(error, StoreError) else trouble(error, path, size_bytes) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made with its parents where it is absent. Raises StoreError where that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise trouble(error, folder / "*") from error
+    return folder
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in the folder outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a killed process left."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def trouble(error: OSError, path: Path, size_bytes: int = 0) -> StoreError:
+    """The StoreError for what the operating system said of a file."""
+    if error.errno in _FULL:
+        return StoreError(
+            f"the disk that holds {path.parent} is full: {size_bytes} bytes were to be written; make room, then resume"
+        )
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{path} does not exist")
+    return StoreError(f"{path.parent} can't be used: {error.strerror or error}; give a folder that may be written")
+
+
+class _Whole:
+    """A raw file whose `write` takes all it is given: the system may take less in one call (2 GiB, a full disk)."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while len(rest):
+            rest = rest[self.raw.write(rest) :]
+
+
+def _bytes(name: str, x: Tensor) -> memoryview:
+    if x.dtype not in _NAMES or x.layout != torch.strided:
+        raise StoreError(
+            f"the tensor {name!r} is {x.dtype}, {x.layout}, which can not be kept; make it dense and of a plain dtype"
+        )
+    plain = x.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return _memory(plain) if plain.numel() else memoryview(b"")
+
+
+def _memory(x: Tensor) -> memoryview:
+    return x.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _fill(file: Any, place: memoryview) -> None:
+    while len(place):
+        got = file.readinto(place)
+        if not got:
+            raise Corrupt(f"{file.name} is torn: it ends before its last tensor")
+        place = place[got:]
+
+
+def _header(file: Any, path: Path) -> tuple[dict[str, Any], int, int]:
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or 8 + length > size:
+        raise Corrupt(f"{path} is torn: it is {size} bytes long, too short for its header")
+    place = bytearray(length)
+    _fill(file, memoryview(place))
+    header = json.loads(place)
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if size != 8 + length + max(ends, default=0):
+        raise Corrupt(f"{path} is torn: it is {size} bytes long, and should be {8 + length + max(ends, default=0)}")
+    return header, 8 + length, size
+
+
+def _checksum(metadata: Mapping[str, str], parts: Any) -> int:
+    total = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    for part in parts:
+        total = zlib.crc32(part, total)
+    return total
+
+
+def _verify(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+    told = meta.pop(_CHECKSUM, None)
+    if told is not None and told != f"{_checksum(meta, (_bytes(name, x) for name, x in tensors.items())):08x}":
+        raise Corrupt(f"{path} is damaged: its contents are not those that were written")
