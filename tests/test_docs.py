@@ -28,6 +28,7 @@ import pytest
 from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from sybil.typing import Parser
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))) if path.exists()]
@@ -109,8 +110,8 @@ def console_command(command: str, shown: list[str]) -> None:
 
 
 PYTHON = PythonCodeBlockParser()
-PYTHON.codeblock_parser._evaluator = put_where_named(PythonEvaluator())
-PARSERS = [PYTHON, CodeBlockParser("toml", put_where_named(toml)), CodeBlockParser("console", console)]
+PYTHON.codeblock_parser = CodeBlockParser("python", put_where_named(PythonEvaluator()))
+PARSERS: list[Parser] = [PYTHON, CodeBlockParser("toml", put_where_named(toml)), CodeBlockParser("console", console)]
 
 
 def without_marked(text: str) -> str:

@@ -12,7 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "src" / "atoll").rglob("*.py"))
-HEAVY = set("datasets gguf matplotlib mlflow pandas peft pyarrow scipy sklearn sqlalchemy torch transformers".split())
+HEAVY = {
+    "datasets",
+    "matplotlib",
+    "mlflow",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "sqlalchemy",
+    "torch",
+    "transformers",
+}
 
 
 def name(path: Path) -> str:

@@ -30,7 +30,7 @@ def pins() -> dict[str, str]:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     for line in lines:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[^+\s;]+", line), f"constraints.txt: {line!r} is not NAME==VERSION"
-    found = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
+    found: dict[str, str] = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
     assert len(found) == len(lines), "constraints.txt pins a package twice"
     return found
 
