@@ -1,0 +1,1 @@
+"""Tasks: a model, what it is trained to do, and how it is judged."""
