@@ -8,13 +8,10 @@ file start at odd addresses, where a BLAS may round otherwise than it did before
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import torch
 from torch import Tensor
 
 from atoll.errors import StoreError
+from atoll.store import files
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -30,8 +28,6 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_SERIAL = itertools.count()
 _CHECKSUM = "crc32"
 
 
@@ -61,7 +57,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     total = 8 + len(head) + size
-    with replacing(path, total, durable=durable) as file:
+    with files.replacing(path, total, durable=durable) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for part in parts.values():
             file.write(part)
@@ -85,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     _fill(file, _memory(x))
                 found[name] = x
     except OSError as error:
-        raise error if isinstance(error, StoreError) else trouble(error, path) from error
+        raise error if isinstance(error, StoreError) else files.trouble(error, path) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
     _verify(path, found, meta)
@@ -99,77 +95,9 @@ def metadata(path: Path) -> dict[str, str]:
             header, _, _ = _header(file, path)
             return dict(header.get("__metadata__", {}))
     except OSError as error:
-        raise error if isinstance(error, StoreError) else trouble(error, path) from error
+        raise error if isinstance(error, StoreError) else files.trouble(error, path) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path, size_bytes: int, *, durable: bool = False) -> Iterator[Any]:
-    """A binary file that takes the place of `path` when the block ends well, and leaves nothing behind when it does not."""
-    temporary = path.with_name(f".{next(_SERIAL)}-{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb", buffering=0) as raw:
-                yield _Whole(raw)
-                if durable:
-                    os.fsync(raw.fileno())
-            os.replace(temporary, path)
-            if durable:
-                flush_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise error if isinstance(error, StoreError) else trouble(error, path, size_bytes) from error
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, made with its parents where it is absent. Raises StoreError where that can't be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise trouble(error, folder / "*") from error
-    return folder
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a rename in the folder outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left."""
-    for left in folder.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
-
-
-def trouble(error: OSError, path: Path, size_bytes: int = 0) -> StoreError:
-    """The StoreError for what the operating system said of a file."""
-    if error.errno in _FULL:
-        return StoreError(
-            f"the disk that holds {path.parent} is full: {size_bytes} bytes were to be written; make room, then resume"
-        )
-    if isinstance(error, FileNotFoundError):
-        return StoreError(f"{path} does not exist")
-    return StoreError(f"{path.parent} can't be used: {error.strerror or error}; give a folder that may be written")
-
-
-class _Whole:
-    """A raw file whose `write` takes all it is given: the system may take less in one call (2 GiB, a full disk)."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
-
-    def write(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
-        while len(rest):
-            rest = rest[self.raw.write(rest) :]
 
 
 def _bytes(name: str, x: Tensor) -> memoryview:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atoll.errors import StoreError
-from atoll.store import blob, state
+from atoll.store import files, state
 from atoll.types import Answer, Update
 
 _SUFFIX = ".safetensors"
@@ -46,8 +46,8 @@ class FileJournal:
         for kept in self.rounds():
             if kept < round - self.keep:
                 shutil.rmtree(self._place(kept), ignore_errors=True)  # what can't be removed only takes room
-        self._open = blob.make_folder(self._place(round))
-        blob.sweep(self._open)
+        self._open = files.make_folder(self._place(round))
+        files.sweep(self._open)
         self._next = max((int(file.stem) + 1 for file in self._open.glob(f"*{_SUFFIX}")), default=0)
         self._files.clear()
 

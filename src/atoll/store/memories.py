@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from atoll.errors import StoreError
-from atoll.store import blob, state
+from atoll.store import files, state
 from atoll.types import Answer, ClientId, Tree, Update
 
 _COMMITTED, _PENDING = "committed", ".pending"
@@ -50,7 +50,7 @@ class FileMemories:
         pending = self._pending(client, round, work)
         if not memory and not pending.parent.exists():
             return  # most algorithms remember nothing, and should cost nothing
-        blob.make_folder(pending.parent)
+        files.make_folder(pending.parent)
         state.save(memory, pending, extra={"client": client, "round": round, "work": work, "empty": not memory})
 
     def commit(self, client: ClientId, round: int, work: str) -> None:
@@ -66,7 +66,7 @@ class FileMemories:
             else:
                 os.replace(pending, committed)
         except OSError as error:
-            raise error if isinstance(error, StoreError) else blob.trouble(error, committed) from error
+            raise error if isinstance(error, StoreError) else files.trouble(error, committed) from error
 
     def discard(self, client: ClientId, round: int, work: str) -> None:
         """Forget a proposal whose update was refused."""
@@ -83,7 +83,7 @@ class FileMemories:
         for place in self.folder.iterdir():
             for left in place.glob(f"*{_PENDING}"):
                 left.unlink(missing_ok=True)
-            blob.sweep(place)
+            files.sweep(place)
 
     def _place(self, client: str) -> Path:
         return self.folder / _spell(client)

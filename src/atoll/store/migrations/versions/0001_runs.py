@@ -8,6 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
+    """Make the first tables."""
     op.create_table(
         "runs",
         sa.Column("id", sa.String(120), nullable=False),
@@ -65,5 +66,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Remove them, with all runs."""
     for table in ("notes", "incidents", "points", "runs"):
         op.drop_table(table)
