@@ -1,7 +1,8 @@
 """Every name that a job file may use, found in the folders by reading the source: nothing is registered or imported.
 
 A factory is catalogued when it is a public top-level function in its kind's folder whose return annotation is the
-kind's type, spelled plainly (`-> Algorithm[State]`). Modules of installed packages join through the entry-point
+kind's type, spelled plainly (`-> Algorithm[State]`), and whose required parameters are simple values, callables or
+the products of other kinds (what takes its own kind is a wrapper). Modules of installed packages join through the entry-point
 group `atoll.plugins`; each entry point names a module, or a package whose modules are all read.
 """
 
@@ -45,6 +46,10 @@ KINDS = {
         Kind("engine", "engines", "Engine"),
     )
 }
+
+
+_SIMPLE = {"int", "float", "str", "bool", "Any", "object", "Path", "PathLike", "Literal", "Callable", "list", "tuple", "Optional"}
+_MARKERS = {kind.marker: kind.name for kind in KINDS.values()}
 
 
 class Parameter(NamedTuple):
@@ -143,6 +148,9 @@ def read(path: Path, module: str, markers: Mapping[str, str]) -> Iterator[Entry]
         kind = markers.get(_last_word(node.returns))
         if kind is None or name.startswith("_"):
             continue
+        parameters = tuple(_parameters(aliases.spelled_out(node.args)))
+        if any(parameter.required and not _given(parameter.annotation, kind) for parameter in parameters):
+            continue
         summary = (ast.get_docstring(node) or "").strip().partition("\n")[0]
         own = about.get(name)
         yield Entry(
@@ -150,7 +158,7 @@ def read(path: Path, module: str, markers: Mapping[str, str]) -> Iterator[Entry]
             name,
             module,
             summary,
-            tuple(_parameters(aliases.spelled_out(node.args))),
+            parameters,
             own if isinstance(own, dict) else about,
             traffic,
             tuple(_needs(node, functions)),
@@ -191,14 +199,13 @@ def _table(kind: str) -> dict[str, Entry]:
 
 @functools.cache
 def _plugins() -> tuple[Entry, ...]:
-    markers = {kind.marker: kind.name for kind in KINDS.values()}
     found: list[Entry] = []
     for point in importlib.metadata.entry_points(group=GROUP):
         spec = importlib.util.find_spec(point.module)
         if spec is None or spec.origin is None:
             continue  # installed, then removed by hand: its names are simply unknown
         place = Path(spec.origin)
-        found += scan(place.parent if place.name == "__init__.py" else place, point.module, markers)
+        found += scan(place.parent if place.name == "__init__.py" else place, point.module, _MARKERS)
     return tuple(found)
 
 
@@ -226,6 +233,17 @@ def _last_word(annotation: ast.expr | None) -> str:
     return annotation.id if isinstance(annotation, ast.Name) else ""
 
 
+def _given(annotation: str, kind: str) -> bool:
+    """A factory's required parameter is a simple value, a callable, or another kind's product.
+
+    What needs its own kind is a wrapper, and what needs anything else (`recipe: Recipe`) a part of other factories.
+    """
+    word = _last_word(ast.parse(annotation, mode="eval").body)
+    if word in _MARKERS:
+        return _MARKERS[word] != kind
+    return word in _SIMPLE or word == "" or annotation.startswith(("Mapping[str, Any", "Sequence[str", "Sequence[int"))
+
+
 class _Aliases(ast.NodeTransformer):
     """Puts what a module's type alias stands for in its place (`Precision` -> `Literal["fp32", "bf16"]`)."""
 
@@ -247,6 +265,8 @@ class _Aliases(ast.NodeTransformer):
         return args
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in _MARKERS:
+            return node  # `Partition` says more than the callable that it stands for
         if node.id in self.own:
             return self.own[node.id]
         module, name = self.imported.get(node.id, ("", ""))

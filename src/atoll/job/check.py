@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,9 +24,8 @@ WIRED: Mapping[str, frozenset[str]] = {
     "task": frozenset({"seed", "dataset"}),
     "model": frozenset({"seed"}),
     "local": frozenset({"task", "seed"}),
-    "algorithm": frozenset({"local", "population", "seed"}),
+    "algorithm": frozenset({"local", "task", "population", "seed"}),
     "transform": frozenset({"seed", "population"}),
-    "engine": frozenset({"algorithm", "data", "dataset", "task", "seed"}),
 }
 SECTIONS = {"data": "dataset", "task": "task", "local": "local", "algorithm": "algorithm", "policy": "policy"}
 ENGINES = {"serial": frozenset[str](), "processes": frozenset({"workers"})}
@@ -67,10 +67,10 @@ def clients_of(job: Job) -> int | None:
         return given
     entry = catalog.find("dataset", job.data.name)
     parameter = entry.parameter("clients")
-    for known in (parameter.default if parameter else None, entry.about.get("clients")):
-        if isinstance(known, int):
-            return known
-    return None
+    if parameter is not None and isinstance(parameter.default, int):
+        return parameter.default
+    told = re.match(r"\d+\b", str(entry.about.get("clients", "")))  # "4 hospitals: Cleveland 304, ..."
+    return int(told[0]) if told and "partition" not in job.data.parameters else None
 
 
 def _typed(document: Document) -> tuple[Job | None, list[Problem]]:
@@ -94,9 +94,9 @@ def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
         return Problem(spot, f"{at}{_section(key, spot, values)}{_nearest(str(key), known)}")
     if kind == "missing":
         if key == "name":
-            return Problem(table, f"{at}name is missing: the {SECTIONS.get(str(table[0]), str(table[0]))}'s name in the catalog")
+            return Problem(table, f"{at}name is missing: {_names(str(table[0]))}")
         if key in SECTIONS:
-            return Problem((), f"[{key}] is missing: a section with a name from `atoll catalog {SECTIONS[str(key)]}`")
+            return Problem((), f"[{key}] is missing: a section with {_names(str(key))}")
         mend = f"write `atoll = {FORMAT}` first" if key == "atoll" else "a whole number" if key == "rounds" else "give it a value"
         return Problem(table, f"{at}{key} is missing: {mend}")
     value = _get(values, spot)
@@ -104,6 +104,12 @@ def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
         shape = f"[[{key}]] tables" if key == "transforms" else f"a table, [{'.'.join(map(str, spot))}]"
         return Problem(spot, f"{at}{key} = {_toml(value)}: must be {shape}")
     return Problem(spot, f"{at}{key} = {_toml(value)}: {_rule(detail)}")
+
+
+def _names(section: str) -> str:
+    if section == "engine":
+        return " or ".join(ENGINES)
+    return f"a name from `atoll catalog {SECTIONS.get(section, 'transform')}`"
 
 
 def _rule(detail: Any) -> str:
@@ -155,7 +161,7 @@ def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
     name = given.get("name") if isinstance(given, dict) else None
     if not isinstance(name, str):
         if len(spot) > 1 and isinstance(spot[-1], str):  # the top sections were judged by the schema
-            yield Problem(spot, f"{_where(spot)}name is missing: the {_words(kind)}'s name in the catalog")
+            yield Problem(spot, f"{_where(spot)}name is missing: a name from `atoll catalog {kind}`")
         return
     try:
         entry = catalog.find(kind, name)
@@ -168,30 +174,57 @@ def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
     for key, value in given.items():
         if key != "name":
             yield from _parameter(entry, key, value, (*spot, key))
-    missing = [p for p in entry.parameters if p.required and not p.variadic and p.name not in given and p.name not in WIRED.get(kind, ())]
-    for parameter in missing:
-        nested = values.kind_of(parameter.annotation)
-        mend = f"a name from `atoll catalog {nested}`" if nested else f"{name} has no default for it"
-        yield Problem(spot, f"{_where(spot)}{parameter.name} is missing: {mend}")
+    for parameter in entry.parameters:
+        key = spelling(parameter)
+        if parameter.required and not parameter.variadic and key not in given and parameter.name not in WIRED.get(kind, ()):
+            yield Problem(spot, f"{_where(spot)}{key} is missing: {_mend(name, parameter)}")
+
+
+def spelling(parameter: catalog.Parameter) -> str:
+    """What a job file calls the parameter: a task's `module` is its `model`."""
+    return "model" if parameter.name == "module" and values.kind_of(parameter.annotation) == "model" else parameter.name
+
+
+def _mend(name: str, parameter: catalog.Parameter) -> str:
+    nested = values.kind_of(parameter.annotation)
+    if nested:
+        return f"a name from `atoll catalog {nested}`"
+    if not values.settable(parameter.annotation):
+        return f"{name} takes {parameter.annotation}, which only Python can give"
+    return f"{name} has no default for it"
 
 
 def _parameter(entry: catalog.Entry, key: str, value: Any, spot: Spot) -> Iterator[Problem]:
     at = _where(spot[:-1])
-    parameter = entry.parameter(key)
+    parameter = next((p for p in entry.parameters if spelling(p) == key and not p.variadic), None)
     nested = values.kind_of(parameter.annotation) if parameter else None
     if parameter is None or (key in WIRED.get(entry.kind, ()) and not values.settable(parameter.annotation)):
-        known = [p.name for p in settable(entry)]
-        has = f"; it has {', '.join(known)}" if known else "; it has no parameters"
-        yield Problem(spot, f"{at}{entry.name} has no parameter {key!r}{_hint(key, known)}{has}")
+        known = [spelling(p) for p in settable(entry)]
+        yield Problem(spot, f"{at}{entry.name} has no parameter {key!r}{_hint(key, known) or _has(known)}")
     elif nested and isinstance(value, dict | str) and not (isinstance(value, str) and values.settable(parameter.annotation)):
         yield from _choice(nested, value, spot)
     else:
         wrong = values.problem(parameter, value)
         if wrong:
             yield Problem(spot, f"{at}{key} = {_toml(value)}: {wrong}")
+        elif key == "adapter" and entry.kind == "task":
+            yield from _adapter(value, spot)
         elif _is_path(parameter) and isinstance(value, str) and not os.access(os.path.expanduser(value), os.R_OK):
             why = "can't be read" if os.path.exists(os.path.expanduser(value)) else "there is no such file or folder"
             yield Problem(spot, f"{at}{key} = {_toml(value)}: {why}")
+
+
+def _adapter(given: Any, spot: Spot) -> Iterator[Problem]:
+    """The settings of an adapter, by the function that the task itself reads them with."""
+    from atoll.tasks import adapter
+
+    try:
+        adapter.read(given)
+    except ConfigError as error:
+        key = next((key for key in given if f" {key} " in f"{error} " or f"'{key}'" in str(error)), None)
+        yield Problem(spot if key is None else (*spot, key), f"{_where(spot)}{error}")
+    if importlib.util.find_spec("peft") is None:
+        yield Problem(spot, f"{_where(spot)}adapters need the package 'peft': pip install 'atoll[llm]'")
 
 
 def settable(entry: catalog.Entry) -> list[catalog.Parameter]:
@@ -218,13 +251,28 @@ def _engine(given: Any) -> Iterator[Problem]:
             if wrong:
                 yield Problem(("engine", key), f"[engine] workers = {_toml(value)}: {wrong}")
         elif key != "name" and key not in ENGINES[name]:
-            known = sorted(ENGINES[name])
-            has = f"; it has {', '.join(known)}" if known else "; it has no parameters"
-            yield Problem(("engine", key), f"[engine] {name} has no parameter {key!r}{has}")
+            yield Problem(("engine", key), f"[engine] {name} has no parameter {key!r}{_has(sorted(ENGINES[name]))}")
+
+
+def problems_of(document: Document, section: str) -> Iterator[Problem]:
+    """The problems of one section that names a factory, the rest of the document aside."""
+    given = document.values.get(section)
+    if given is None:
+        yield Problem((), f"[{section}] is missing: a section with {_names(section)}")
+    elif not isinstance(given, str) and not (isinstance(given, dict) and isinstance(given.get("name"), str)):
+        yield Problem((section,), f"[{section}] name is missing: {_names(section)}")
+    else:
+        yield from _choice(SECTIONS[section], given, (section,))
 
 
 def _together(job: Job) -> Iterator[Problem]:
     """What no section can know alone; only asked once each is right by itself."""
+    algorithm = catalog.find("algorithm", job.algorithm.name)
+    needs_local = algorithm.parameter("local") is not None
+    if needs_local and job.local is None:
+        yield Problem((), f"[local] is missing: {algorithm.name} needs the clients' work, a name from `atoll catalog local`")
+    if not needs_local and job.local is not None:
+        yield Problem(("local",), f"[local] does not go with {algorithm.name}, which says itself what its clients do: remove it")
     clients = clients_of(job)
     for key in ("clients_per_round", "clients_in_flight"):
         asked = job.policy.parameters.get(key)
@@ -275,14 +323,13 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def _has(known: list[str]) -> str:
+    return f"; it has {', '.join(known)}" if known else "; it has no parameters"
+
+
 def _nearest(name: str, known: list[str]) -> str:
     return _hint(name, known) or f"; known: {', '.join(known)}"
 
 
 def _listed(kind: str, name: str, known: Iterable[str]) -> str:
     return f"no {kind} is called {name!r}{_hint(name, known) or '.'} Known: {', '.join(sorted(known))}"
-
-
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")
-

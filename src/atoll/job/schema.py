@@ -91,7 +91,7 @@ class Job(Section):
     rounds: int = Field(ge=1)
     data: Choice
     task: Choice
-    local: Choice
+    local: Choice | None = None  # none: the algorithm says itself what its clients do
     algorithm: Choice
     transforms: list[Choice] = []
     policy: Choice = Named(name="synchronous")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,20 +27,24 @@ class Document:
 
     def place(self, spot: Spot) -> str:
         """`job.toml:12`, or the --set that gave the value; the nearest known place of what is not there itself."""
-        for end in range(len(spot), -1, -1):
-            if spot[:end] in self.overridden:
-                return f"--set {self.overridden[spot[:end]]}"
-            if spot[:end] in self.lines:
-                return f"{self.file}:{self.lines[spot[:end]]}"
-        return f"{self.file}:1"
+        found = self._nearest(spot)
+        return f"{self.file}:{found}" if isinstance(found, int) else f"--set {found}"
 
-    def order(self, spot: Spot) -> int:
+    def order(self, spot: Spot) -> float:
         """Sorts problems as a reader meets them: the file's lines, then the overrides."""
-        for end in range(len(spot), -1, -1):
+        found = self._nearest(spot)
+        return found if isinstance(found, int) else math.inf
+
+    def _nearest(self, spot: Spot) -> int | str:
+        """A line, or an override."""
+        for end in range(len(spot), 0, -1):
             if spot[:end] in self.overridden:
-                return 1_000_000_000
+                return self.overridden[spot[:end]]
             if spot[:end] in self.lines:
                 return self.lines[spot[:end]]
+            beneath = [given for place, given in self.overridden.items() if place[:end] == spot[:end]]
+            if beneath:  # a table that only the overrides made
+                return beneath[0]
         return 1
 
 

@@ -55,6 +55,10 @@ BOUNDS: Mapping[str, Bound] = {
     "mu": _AT_LEAST_0,
     "weight_decay": _AT_LEAST_0,
     "momentum": _FACTOR,
+    "beta": _FACTOR,
+    "b1": _FACTOR,
+    "b2": _FACTOR,
+    "test_fraction": _FACTOR,
     "dropout": _FACTOR,
 }
 

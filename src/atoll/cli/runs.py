@@ -1,0 +1,147 @@
+"""`atoll runs | compare | report`: what was run, side by side, and as a page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from atoll.store.record import Record
+    from atoll.store.runs import Store
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the beginning of it, or `last`.", show_default=False)]
+Place = Annotated[
+    str | None,
+    typer.Option("--store", metavar="FOLDER|URL", help="Where runs are kept. Else $ATOLL_STORE, else ./runs.", show_default=False),
+]
+
+
+def store_at(place: str | None) -> Store:
+    """The store at a folder, or with the database at a URL (its files are then in ./runs)."""
+    from atoll.store.runs import Store
+
+    where = place or os.environ.get("ATOLL_STORE") or "runs"
+    return Store("runs", where) if "://" in where else Store(where)
+
+
+def runs(store: Place = None) -> None:
+    """List the runs, the newest first.
+
+    Example: `atoll runs --store /data/runs`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    with store_at(store) as opened:
+        rows = opened.list()
+        folder = opened.folder
+    if not rows:
+        typer.echo(f"no runs in {folder} yet; start one with: atoll run JOB")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "status", "rounds", "seed", "made", "what went wrong"):
+        table.add_column(column, no_wrap=column == "run")
+    colours = {"finished": "green", "failed": "red", "interrupted": "yellow"}
+    for row in rows:
+        status = f"[{colours.get(row.status, 'default')}]{row.status}[/]"
+        table.add_row(row.id, status, f"{row.rounds_done}/{row.rounds}", str(row.seed), row.created[:16].replace("T", " "), row.error.replace("[", "\\["))
+    Console().print(table)
+
+
+def compare(
+    run: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two or more runs.", show_default=False)],
+    store: Place = None,
+    output: Annotated[Path | None, typer.Option("--html", help="Also write one self-contained HTML file.")] = None,
+) -> None:
+    """Set runs side by side: how each ended, and the settings in which they differ.
+
+    Examples: `atoll compare fashion-20260101-7k2m fashion-20260101-8z00`, `atoll compare RUN RUN --html both.html`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from atoll.errors import ConfigError
+
+    if len(run) < 2:
+        raise ConfigError("compare takes two runs or more; `atoll runs` lists them.")
+    with store_at(store) as opened:
+        records = [opened.record(each) for each in run]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for record in records:
+        table.add_column(record.id)
+    for label, values in _side_by_side(records):
+        table.add_row(label, *(value.replace("[", "\\[") for value in values))
+    Console().print(table)
+    if output is not None:
+        from atoll.report.html import render_comparison
+
+        output.write_text(render_comparison(records), encoding="utf-8")
+        typer.echo(f"comparison: {output}")
+
+
+def report(
+    run: RunId,
+    store: Place = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; else report.html in the run's folder.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write a run's report: one self-contained HTML file.
+
+    Examples: `atoll report last --open`, `atoll report fashion-20260101-7k2m -o report.html`
+    """
+    with store_at(store) as opened:
+        record = opened.record(run)
+    path = write_report(record, output)
+    typer.echo(f"report: {path}")
+    if open_:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+
+
+def write_report(record: Record, output: Path | None = None) -> Path:
+    """The report of a run, by default in its folder; returns where it is."""
+    from atoll.report.html import render
+
+    path = output or Path(record.folder) / "report.html"
+    path.write_text(render(record), encoding="utf-8")
+    return path
+
+
+def _side_by_side(records: list[Record]) -> list[tuple[str, list[str]]]:
+    """Rows of a comparison: the state, then the last of each global number, then the settings that differ."""
+    from atoll.report.units import duration, number
+
+    rows = [
+        ("status", [record.status for record in records]),
+        ("rounds", [str(record.rounds) for record in records]),
+        ("time", [duration(record.elapsed_s) for record in records]),
+    ]
+    for work, name in sorted({pair for record in records for pair in record.names(clients=False)}):
+        series = [record.global_series(work, name) for record in records]
+        rows.append((f"{work} {name}".strip(), [number(each[-1][1]) if each else "–" for each in series]))
+    settings = [flat(record.config) for record in records]
+    for key in sorted({key for each in settings for key in each}):
+        values = [each.get(key, "–") for each in settings]
+        if len(set(values)) > 1:
+            rows.append((key, values))
+    return rows
+
+
+def flat(config: object, at: str = "") -> dict[str, str]:
+    """A configuration with dotted keys, as `--set` spells them.
+
+    >>> flat({"local": {"lr": 0.1}, "transforms": [{"name": "clip"}]})
+    {'local.lr': '0.1', 'transforms.0.name': 'clip'}
+    """
+    if isinstance(config, dict):
+        pairs = config.items()
+    elif isinstance(config, list):
+        pairs = dict(enumerate(config)).items()
+    else:
+        return {at: str(config)}
+    return {key: value for name, inner in pairs for key, value in flat(inner, f"{at}.{name}".lstrip(".")).items()}

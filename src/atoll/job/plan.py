@@ -1,0 +1,173 @@
+"""What a checked job will do, said without running it: what is trained, what crosses the network, how many bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from atoll import catalog
+from atoll.errors import AtollError, ConfigError
+from atoll.job import values
+from atoll.job.check import clients_of, spelling
+from atoll.job.schema import Job, Named
+from atoll.models import shapes
+from atoll.report.units import count, number, size
+
+FLOAT_BYTES = 4  # parameters cross the network as fp32 unless a transform says otherwise
+
+
+class Trained(NamedTuple):
+    """The parameters of a job's model."""
+
+    trainable: int
+    frozen: int
+    what: str  # "cnn", "LoRA of rank 8 on ..."
+
+
+class Plan(NamedTuple):
+    """A job in figures; None where they are not known before the data or the model are there."""
+
+    trained: Trained | None
+    unknown: str  # why `trained` is None
+    clients: int | None
+    asked: int | None  # clients a round
+    rounds: int
+    down: float  # models to each client a round
+    up: float  # models from each client a round
+    up_value_bytes: float = FLOAT_BYTES
+
+    @property
+    def down_bytes(self) -> float | None:
+        """To one client in one round."""
+        return None if self.trained is None else self.trained.trainable * FLOAT_BYTES * self.down
+
+    @property
+    def up_bytes(self) -> float | None:
+        """From one client in one round."""
+        return None if self.trained is None else self.trained.trainable * self.up_value_bytes * self.up
+
+    @property
+    def round_bytes(self) -> float | None:
+        """Both ways, all clients of one round."""
+        if self.down_bytes is None or self.up_bytes is None or self.asked is None:
+            return None
+        return (self.down_bytes + self.up_bytes) * self.asked
+
+
+def plan(job: Job) -> Plan:
+    """The figures of a checked job."""
+    clients = clients_of(job)
+    asked = job.policy.parameters.get("clients_per_round") or job.policy.parameters.get("buffer") or clients
+    algorithm = catalog.find("algorithm", job.algorithm.name)
+    up, down = float(algorithm.traffic.get("up", 1)), float(algorithm.traffic.get("down", 1))
+    value_bytes = float(FLOAT_BYTES)
+    for given in job.transforms:
+        traffic = catalog.find("transform", given.name).traffic
+        up, down = up * float(traffic.get("up", 1)), down * float(traffic.get("down", 1))
+        value_bytes = float(traffic.get("bytes_per_value", value_bytes))
+    try:
+        trained, unknown = _trained(job.task), ""
+    except AtollError as error:
+        trained, unknown = None, str(error)
+    return Plan(trained, unknown, clients, asked, job.rounds, down, up, value_bytes)
+
+
+def rows(job: Job) -> Iterator[tuple[str, str]]:
+    """The plan as label and sentence, for a person."""
+    figures = plan(job)
+    yield "data", f"{job.data.name}, {_clients(figures)}{_partition(job.data)}"
+    yield "task", f"{job.task.name}; {_model(figures)}"
+    yield "local work", _spelled(job.local) if job.local else "the algorithm's own"
+    yield "algorithm", f"{_spelled(job.algorithm)}; {_spelled(job.policy)}"
+    links = ", then ".join(_spelled(each) for each in job.transforms)
+    yield "update passes", links or "nothing: no clipping, compression or noise"
+    yield "to each client", f"{size(figures.down_bytes)} a round{_times(figures.down)}"
+    yield "from each client", f"{size(figures.up_bytes)} a round{_times(figures.up * figures.up_value_bytes / FLOAT_BYTES)}"
+    total = None if figures.round_bytes is None else figures.round_bytes * figures.rounds
+    yield "in all", f"{size(figures.round_bytes)} a round, {size(total)} in {count(figures.rounds, 'round')}"
+    workers = job.engine.parameters.get("workers")
+    yield "engine", job.engine.name + (f", {count(workers, 'worker')}" if workers else "")
+
+
+def _clients(figures: Plan) -> str:
+    if figures.clients is None:
+        return "clients as the data has them"
+    asked = figures.asked or figures.clients
+    return f"{count(figures.clients, 'client')}, {'all' if asked == figures.clients else asked} in a round"
+
+
+def _partition(data: Named) -> str:
+    given = data.parameters.get("partition")
+    if given is None:
+        return ""
+    return f", split by {_spelled(Named(name=given) if isinstance(given, str) else Named.model_validate(given))}"
+
+
+def _model(figures: Plan) -> str:
+    if figures.trained is None:
+        return figures.unknown
+    frozen = f", {number(figures.trained.frozen)} frozen (never sent)" if figures.trained.frozen else ""
+    return f"{figures.trained.what}: {number(figures.trained.trainable)} parameters trained{frozen}"
+
+
+def _times(factor: float) -> str:
+    return "" if math.isclose(factor, 1) else f" ({factor:.3g} x the trained parameters in fp32)"
+
+
+def _spelled(named: Named) -> str:
+    """`dirichlet (alpha 0.3)`"""
+    inside = ", ".join(f"{key} {_short(value)}" for key, value in named.parameters.items() if key != "partition")
+    return f"{named.name} ({inside})" if inside else named.name
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rest = ", ".join(f"{key} {_short(inner)}" for key, inner in value.items() if key != "name")
+        return f"{value.get('name', '')}{f' ({rest})' if rest else ''}".strip()
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _trained(task: Named) -> Trained:
+    """Of the task's model, from the shapes of its state.
+
+    Raises:
+        AtollError: the shapes are not known without building the model; the message says why.
+    """
+    entry = catalog.find("task", task.name)
+    for parameter in entry.parameters:
+        given = task.parameters.get(spelling(parameter), parameter.default)
+        if values.kind_of(parameter.annotation) == "model" and given is not None:
+            return _built(Named(name=given) if isinstance(given, str) else Named.model_validate(given))
+        if parameter.name == "model" and isinstance(given, str):
+            classes = entry.parameter("classes")
+            outputs = task.parameters.get("classes", classes.default) if classes else 0
+            return _pretrained(given, task.parameters.get("adapter"), outputs)
+    raise ConfigError("its parameters are known once the model is built")
+
+
+def _built(model: Named) -> Trained:
+    """A model of the catalog, from scratch."""
+    shape = getattr(shapes, model.name, None)
+    if shape is None or not catalog.find("model", model.name).module.startswith("atoll."):
+        raise ConfigError(f"the parameters of {model.name} are known once it is built")
+    return Trained(shapes.count(shape(**model.parameters)), 0, _spelled(model))
+
+
+def _pretrained(name: str, adapter: Mapping[str, Any] | None, classes: int) -> Trained:
+    """A pretrained model, whole or under an adapter; `classes` outputs of a new head, 0: none."""
+    from atoll.tasks.pretrained import parameter_shapes
+
+    base = parameter_shapes(name)
+    if base is None:
+        raise ConfigError(f"{name} is not on this machine yet: its size is known once it has been fetched, which `atoll run` does")
+    width = next((shape[0] for tensor, shape in base.items() if tensor.endswith("pooler.dense.weight")), 0)
+    head = classes * (width + 1)
+    if adapter is None:
+        return Trained(shapes.count(base) + head, 0, f"{name}, all of it")
+    low_rank = shapes.lora(base, adapter.get("rank", 8), adapter.get("targets"))
+    where = ", ".join(adapter["targets"]) if "targets" in adapter else "queries and values"
+    what = f"{name}, LoRA of rank {adapter.get('rank', 8)} on {where}{' and a new head' if head else ''}"
+    return Trained(shapes.count(low_rank) + head, shapes.count(base), what)

@@ -1,0 +1,167 @@
+"""Every problem of a job file at once, each with its line; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atoll.errors import JobError, VersionError
+from atoll.job.check import check, clients_of
+from atoll.job.text import parse
+
+GOOD = """atoll = 1
+rounds = 10
+[data]
+name = "fashion_mnist"
+clients = 10
+[data.partition]
+name = "dirichlet"
+alpha = 0.3
+[task]
+name = "classification"
+[task.model]
+name = "cnn"
+[local]
+name = "sgd"
+lr = 0.05
+[algorithm]
+name = "fedavg"
+[[transforms]]
+name = "clip"
+norm = 1.0
+[policy]
+name = "synchronous"
+clients_per_round = 5
+"""
+
+
+def problems(text: str, *sets: str) -> list[str]:
+    with pytest.raises(JobError) as caught:
+        check(parse(text, overrides=sets))
+    return list(caught.value.problems)
+
+
+def test_a_right_file_is_a_job() -> None:
+    job = check(parse(GOOD))
+    assert (job.rounds, job.algorithm.name, job.local.parameters if job.local else None) == (10, "fedavg", {"lr": 0.05})
+    assert job.transforms[0].parameters == {"norm": 1.0}
+    assert (job.engine.name, job.evaluation.every) == ("serial", 1)
+    assert clients_of(job) == 10
+
+
+def test_all_problems_at_once_in_the_files_order() -> None:
+    text = """atoll = 1
+seed = -1
+rounds = "ten"
+[data]
+name = "fashion_mnits"
+[task]
+name = "classification"
+[task.model]
+name = "cnn"
+filters = 3
+kernle = 3
+[local]
+name = "sgd"
+lr = -1
+schedule = 4
+[algorithm]
+name = "fedavg"
+[algorithm.server_opt]
+name = "momentum"
+beta = 2
+[[transforms]]
+norm = 1
+[[transforms]]
+name = "clip"
+[policy]
+name = "synchronous"
+on_failure = "panic"
+[evaluation]
+evry = 1
+[engin]
+name = "serial"
+"""
+    assert problems(text) == [
+        "job.toml:2: seed = -1: must be 0 or more",
+        'job.toml:3: rounds = "ten": must be a whole number',
+        "job.toml:5: [data] no dataset is called 'fashion_mnits'; did you mean 'fashion_mnist'? Known: "
+        + problems(text)[2].partition("Known: ")[2],
+        "job.toml:10: [task.model] filters = 3: must be a list, each a whole number",
+        "job.toml:11: [task.model] cnn has no parameter 'kernle'; did you mean 'kernel'?",
+        "job.toml:14: [local] lr = -1: must be above 0",
+        "job.toml:15: [local] schedule = 4: must be a text in quotes",
+        "job.toml:20: [algorithm.server_opt] beta = 2: must be 0 or more and below 1",
+        "job.toml:21: [[transforms]] number 1: name is missing: a name from `atoll catalog transform`",
+        "job.toml:23: [[transforms]] number 2: norm is missing: clip has no default for it",
+        "job.toml:27: [policy] on_failure = \"panic\": must be 'drop' or 'stop'",
+        "job.toml:29: [evaluation] there is no key 'evry'; did you mean 'every'?",
+        "job.toml:30: there is no section [engin]; did you mean 'engine'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("local.lr=0", "[local] lr = 0: must be above 0"),
+        ("policy.clients_per_round=11", "[policy] clients_per_round = 11: there are only 10 clients; ask 10 or fewer"),
+        ("policy.min_updates=9", "[policy] policy min_updates = 9 is above close_after = 5"),
+        ("data.partition=natural", "[data.partition] by is missing: natural has no default for it"),
+        ("data.partition=dirichle", "[data.partition] no partition is called 'dirichle'; did you mean 'dirichlet'?"),
+        ("task.model=cn", "[task.model] no model is called 'cn'; did you mean 'cnn'?"),
+        ("task.modle=cnn", "[task] classification has no parameter 'modle'; did you mean 'model'?"),
+        ("local.task=x", "[local] sgd has no parameter 'task'; it has lr, batch_size"),
+        ("local=script", "[local] train is missing: script takes Callable"),
+        ("algorithm.name=fedsgd", "[local] does not go with fedsgd, which says itself what its clients do: remove it"),
+        ("engine=threads", "no engine is called 'threads'. Known: processes, serial"),
+        ("engine.workers=0", "[engine] name is missing: serial or processes"),
+        ('engine={name="processes", workers=0}', "[engine] workers = 0: must be 1 or more"),
+        ('engine={name="serial", workers=2}', "[engine] serial has no parameter 'workers'; it has no parameters"),
+        ("transforms=clip", '[[transforms]] tables'),
+        ("data=3", "data = 3: must be a table, [data]"),
+        ("rounds=0", "rounds = 0: must be 1 or more"),
+        ("atoll=0", "atoll = 0: must be 1, the format of this file"),
+        ("evaluation.every=true", "[evaluation] every = true: must be a whole number"),
+        ("samples.tokens=5", "[samples] prompt is missing"),
+    ],
+)
+def test_each_problem_is_said_and_points_at_its_override(override: str, says: str) -> None:
+    (problem,) = problems(GOOD, override)
+    assert says in problem
+    assert problem.startswith((f"--set {override}: ", "job.toml:"))
+
+
+def test_missing_sections_are_named() -> None:
+    found = problems("rounds = 3\n")
+    assert [text for text in found if "atoll is missing: write `atoll = 1` first" in text]
+    for section in ("data", "task", "algorithm"):
+        assert [text for text in found if f"[{section}] is missing" in text]
+    (one,) = problems(GOOD.replace('[local]\nname = "sgd"\nlr = 0.05\n', ""))
+    assert "[local] is missing: fedavg needs the clients' work" in one
+
+
+def test_a_newer_format_says_to_upgrade() -> None:
+    with pytest.raises(VersionError, match="format 2, and this Atoll reads up to 1"):
+        check(parse(GOOD.replace("atoll = 1", "atoll = 2\nfuture = true")))
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in ("mlflow", "tensorboard") else real(name, *rest))
+    (problem,) = problems(GOOD, "sinks.mlflow.experiment=x")
+    assert problem == "--set sinks.mlflow.experiment=x: [sinks.mlflow] needs the package 'mlflow': pip install 'atoll[mlflow]'"
+
+
+def test_checking_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(GOOD)
+    code = (
+        "import sys; from atoll.job.text import load; from atoll.job.check import check; from atoll.job.plan import rows;"
+        f"list(rows(check(load({str(tmp_path / 'job.toml')!r}))));"
+        "heavy = {'torch', 'numpy', 'pandas', 'sqlalchemy', 'matplotlib', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
