@@ -100,11 +100,14 @@ def metadata(path: Path) -> dict[str, str]:
         raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
 
 
-def _bytes(name: str, x: Tensor) -> memoryview:
+def check(name: str, x: Tensor) -> None:
+    """Raise StoreError for a tensor that no file of ours holds."""
     if x.dtype not in _NAMES or x.layout != torch.strided:
-        raise StoreError(
-            f"the tensor {name!r} is {x.dtype}, {x.layout}, which can not be kept; make it dense and of a plain dtype"
-        )
+        raise StoreError(f"{name} is a tensor of {x.dtype}, {x.layout}, which can't be kept; make it dense and of a plain dtype")
+
+
+def _bytes(name: str, x: Tensor) -> memoryview:
+    check(name, x)
     plain = x.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return _memory(plain) if plain.numel() else memoryview(b"")
 

@@ -113,11 +113,12 @@ class _Writer:
         if isinstance(x, tuple | list):
             return {"u" if isinstance(x, tuple) else "l": [self.encode(e, f"{place}.{i}") for i, e in enumerate(x)]}
         raise StoreError(
-            f"{place} is a {type(x).__name__}, which can't be kept; "
+            f"{place} is {_name(x)}, which can't be kept; "
             "a state is made of named tuples, tuples, lists, mappings, tensors, numbers, texts and None"
         )
 
     def _tensor(self, x: Tensor, place: str) -> str:
+        blob.check(place, x)
         # Two views of the same memory are one tensor; an empty one has no memory to tell it by.
         key = (x.data_ptr(), x.dtype, x.device, tuple(x.shape), x.stride(), x.is_conj(), x.is_neg()) if x.numel() else (id(x),)
         if key not in self._names:
@@ -159,7 +160,7 @@ class _Reader:
             return self._mapping(node, like, place)
         kind, parts = (tuple, node["u"]) if "u" in node else (list, node["l"])
         if like is not None and not (isinstance(like, kind) and not hasattr(like, "_fields")):
-            return self._differs(place, f"a {kind.__name__}", _name(like))
+            return self._differs(place, _article(kind.__name__), _name(like))
         if like and len(like) != len(parts):
             return self._differs(place, f"{len(parts)} entries", f"{len(like)}")
         patterns = like or [None] * len(parts)
@@ -183,12 +184,12 @@ class _Reader:
     def _named(self, node: Any, like: Any, place: str) -> Any:
         module, _, name = node["n"].partition(":")
         if like is not None and not (hasattr(like, "_fields") and type(like).__qualname__ == name):
-            return self._differs(place, f"a {name}", _name(like))
+            return self._differs(place, _article(name), _name(like))
         kind = type(like) if like is not None else _class(module, name, place)
         # A field that a newer Atoll gave a default need not be in the file; one that is gone may not be.
         odd = sorted(set(node["v"]) - set(kind._fields)) + sorted(set(kind._fields) - set(node["v"]) - set(kind._field_defaults))
         if odd:
-            return self._differs(place, f"a {name} of {', '.join(node['v'])}", ", ".join(kind._fields))
+            return self._differs(place, f"{_article(name)} of {', '.join(node['v'])}", ", ".join(kind._fields))
         fields = {f: self.decode(part, getattr(like, f, None), f"{place}.{f}") for f, part in node["v"].items()}
         return kind(**fields)
 
@@ -228,12 +229,18 @@ def _class(module: str, name: str, place: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise StoreError(f"{place} is a {name} of the module {module!r}, which is not there; import it before the run is opened")
+        raise StoreError(
+            f"{place} is {_article(name)} of the module {module!r}, which is not there; import it before the run is opened"
+        )
     return found
 
 
 def _name(x: object) -> str:
-    return "nothing" if x is None else f"a {type(x).__name__}"
+    return "nothing" if x is None else _article(type(x).__name__)
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
 
 
 def _spell(x: float) -> str:
