@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from atoll import rng
@@ -57,21 +58,24 @@ def share(
     *,
     clients: int | None,
     seed: int,
-    test: Examples | None,
+    test: Examples | None = None,
     test_fraction: float = 0.1,
+    server_fraction: float = 0.0,
     about: Mapping[str, Any] | None = None,
     by: Mapping[str, Sequence[str]] | None = None,
 ) -> Dataset:
     """A federated data set: `columns` divided by `partition`, each client's part split again in train and test.
 
-    `by` holds columns that only the partition reads, such as the name of a hospital.
+    With `server_fraction` the server holds out that share of each part, as it was before any feature shift; else it
+    has `test`. `by` holds columns that only the partition reads, such as the name of a hospital.
 
     Raises:
         ConfigError: the partition cannot be made, or test_fraction is outside [0, 1).
         DataError: columns differ in length.
 
+    >>> import torch
     >>> from atoll.data.partition.iid import iid
-    >>> data = share("toy", {"x": torch.eye(6), "y": torch.arange(6)}, iid(), clients=2, seed=0, test=None)
+    >>> data = share("toy", {"x": torch.eye(6), "y": torch.arange(6)}, iid(), clients=2, seed=0)
     >>> {client: len(splits["train"]) for client, splits in data.clients.items()}
     {'client-0': 2, 'client-1': 2}
     """
@@ -79,9 +83,14 @@ def share(
     parts = partition({**columns, **(by or {})}, clients, seed)
     width = len(str(len(parts) - 1))
     holdings: dict[ClientId, Mapping[str, Examples]] = {}
+    reserved = []
     for number, part in enumerate(parts):
         client = ClientId(part.name or f"client-{number:0{width}d}")
-        holdings[client] = _splits(whole, part, test_fraction, seed, client)
+        keep, reserve = held_out(len(part.rows), server_fraction, seed, "server", client)
+        reserved.append(part.rows[reserve])
+        holdings[client] = _splits(whole, part._replace(rows=part.rows[keep]), test_fraction, seed, client)
+    if server_fraction:
+        test = whole.subset(torch.cat(reserved))
     return Dataset(name, holdings, test, about or {})
 
 

@@ -1,0 +1,120 @@
+"""A CSV or Parquet file of one's own as a federated data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from atoll.data.clients import share
+from atoll.data.frame import inputs, target
+from atoll.data.partition.iid import iid
+from atoll.data.partition.natural import natural
+from atoll.data.partition.parts import Partition
+from atoll.errors import DataError, missing_extra, unknown
+from atoll.types import Dataset
+
+
+def table(
+    path: str,
+    label: str,
+    by: str | None = None,
+    features: list[str] | None = None,
+    clients: int | None = None,
+    partition: Partition | None = None,
+    test_fraction: float = 0.1,
+    server_fraction: float = 0.1,
+    seed: int = 0,
+) -> Dataset:
+    """A CSV, TSV or Parquet file: one client for each value of the column `by`, or `clients` by a partition.
+
+    `features` (None: all columns but `label` and `by`) become x float32 (n, width): numbers standardised over the whole
+    file, words one-hot, missing values marked. `label` becomes y: int64 (n,) for classes, float32 (n, 1) for
+    measurements. The server holds out a random `server_fraction` of each client's rows.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a label is missing.
+        UnknownName: a column is not in the file.
+        ConfigError: the partition cannot be made.
+        MissingExtra: pandas is absent.
+
+    >>> data = table("patients.csv", label="ill", by="hospital")  # doctest: +SKIP
+    """
+    return shared_frame(
+        Path(path).stem,
+        read(Path(path)),
+        label,
+        by=by,
+        features=features,
+        clients=clients,
+        partition=partition,
+        test_fraction=test_fraction,
+        server_fraction=server_fraction,
+        seed=seed,
+        source=str(path),
+    )
+
+
+def shared_frame(
+    name: str,
+    frame: Any,
+    label: str,
+    *,
+    by: str | None,
+    features: list[str] | None,
+    clients: int | None,
+    partition: Partition | None,
+    test_fraction: float,
+    server_fraction: float,
+    seed: int,
+    source: str,
+) -> Dataset:
+    """A pandas DataFrame as a federated data set; see `table`."""
+    columns = [str(column) for column in frame.columns]
+    if by is not None and by not in columns:
+        raise unknown("column", by, columns)
+    if by is not None and frame[by].isna().any():
+        raise DataError(
+            f"the column {by!r} names the client of a row, but is empty in {int(frame[by].isna().sum())} rows; drop them."
+        )
+    y, classes = target(frame, label)
+    used = features if features is not None else [column for column in columns if column not in (label, by)]
+    if label in used:
+        raise DataError(f"{label!r} is the label and a feature at once; take it out of features.")
+    x, names = inputs(frame, used)
+    rule = partition if partition is not None else (iid() if by is None else natural(by))
+    return share(
+        name,
+        {"x": x, "y": y},
+        rule,
+        clients=10 if clients is None and by is None else clients,
+        seed=seed,
+        server_fraction=server_fraction,
+        test_fraction=test_fraction,
+        about={"source": source, "features": names, "labels": classes},
+        by=None if by is None else {by: frame[by].astype(str).tolist()},
+    )
+
+
+def read(path: Path) -> Any:
+    """A CSV, TSV or Parquet file as a pandas DataFrame.
+
+    Raises:
+        DataError: it is not there, not of that form, or has no rows.
+        MissingExtra: pandas is absent.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise missing_extra("pandas", "data", "tables") from None
+    readers = {".csv": pandas.read_csv, ".tsv": lambda file: pandas.read_csv(file, sep="\t"), ".parquet": pandas.read_parquet}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path} ends in {path.suffix!r}, but a table is a .csv, .tsv or .parquet file.")
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; give the path of a .csv, .tsv or .parquet file.")
+    try:
+        frame = readers[path.suffix.lower()](path)
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a table: {error}.") from error
+    if len(frame) == 0:
+        raise DataError(f"{path} has no rows.")
+    return frame
