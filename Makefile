@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-SOURCES := src tests benchmarks $(wildcard examples)
+SOURCES := conftest.py src tests benchmarks $(wildcard examples)
 
 .PHONY: help demo test quick check format format-check lint types layers docs bench hooks clean
 
