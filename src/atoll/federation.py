@@ -1,0 +1,156 @@
+"""A federation in Python: a task, data, an algorithm, and everything else with a default. What a job file describes.
+
+task -> Local -> Algorithm -> pipe of transforms -> evaluation -> rounds over an engine, kept in a run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atoll import tree
+from atoll.algorithms.evaluation import with_evaluation
+from atoll.algorithms.finetuning import with_finetuning
+from atoll.engines.processes import processes
+from atoll.engines.serial import serial
+from atoll.errors import ConfigError
+from atoll.local.binding import binding
+from atoll.local.evaluate import evaluate
+from atoll.policy import Policy
+from atoll.result import Recorder, Result
+from atoll.round import RunState, Shell, run
+from atoll.store.journal import Ephemeral
+from atoll.store.memories import Kept
+from atoll.store.sinks import Several
+from atoll.transforms.pipe import pipe
+from atoll.types import Algorithm, ClientId, Dataset, Engine, Examples, Local, Sink, Task, Transform, Tree
+
+if TYPE_CHECKING:
+    from atoll.store.run import Run
+
+ENGINES: Mapping[str, Callable[..., Engine]] = {"serial": serial, "processes": processes}
+SHARDS = 4  # the held-out examples are judged in this many parts, so that an engine can spread them
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything that decides a run, but how long it is.
+
+    `policy`: who is asked and when a round closes (default: all clients, synchronous). `transforms`: attached in
+    order, the last nearest the network. `engine`: "serial", "processes", or a factory. `evaluate_every`: judge the
+    global model on the held-out examples after every so many rounds (0: never); `evaluate_clients`: on each
+    client's own too. `finetune`: local work by which each client adapts the final model to itself.
+
+    >>> from atoll import digits, classification, dirichlet, fedavg, mlp, sgd
+    >>> task = classification(mlp(64, [32], 10))
+    >>> data = digits(clients=8, partition=dirichlet(8, 0.5))
+    >>> result = Federation(task, data, fedavg(sgd(task, lr=0.1))).run(rounds=5)
+    >>> result.metrics["accuracy"] > 0.6
+    True
+    """
+
+    task: Task
+    data: Dataset
+    algorithm: Algorithm[Any]
+    policy: Policy = field(default_factory=Policy)
+    transforms: Sequence[Transform[Any]] = ()
+    engine: str | Callable[..., Engine] = "serial"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_every: int = 1
+    evaluate_clients: bool = False
+    evaluate_batch_size: int = 256
+    finetune: Local[Any] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.data.clients:
+            raise ConfigError(f"data set {self.data.name!r} has no clients: a federation needs one or more")
+        for name, wanted in (("in_flight", self.policy.in_flight), ("close_after", self.policy.close_after)):
+            if wanted is not None and wanted > len(self.data.clients) and not (name == "in_flight" and self.policy.refill):
+                have = len(self.data.clients)
+                raise ConfigError(
+                    f"policy {name} = {wanted}, but {self.data.name} has {have} clients: ask for fewer, or make more"
+                )
+        if isinstance(self.engine, str) and self.engine not in ENGINES:
+            raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}, or a factory")
+
+    def run(
+        self,
+        rounds: int,
+        store: Run | None = None,
+        sinks: Sequence[Sink] = (),
+        each_round: Callable[[int, Tree], None] | None = None,
+    ) -> Result:
+        """Train for `rounds` rounds in all, going on from the last checkpoint of `store` if it has one.
+
+        `store`: keeps checkpoints, the journal and client memory, so that a killed run goes on to the same bits.
+        `each_round(rounds done, parameters)` is called between rounds; an exception from it stops the run there.
+        Raises RoundError when a round can't be closed, ConfigError for what doesn't fit together.
+        """
+        if rounds < 1:
+            raise ConfigError(f"rounds = {rounds}: must be 1 or more")
+        algorithm, recorder = self._assembled(rounds), Recorder()
+        everything = Several(recorder, *([store.sink] if store else []), *sinks)
+        state = RunState(0, algorithm.init(binding(self.task.module).state()))
+        journal, memories = (store.journal, store.memories) if store else (Ephemeral(), Kept())
+        if store and (kept := store.latest(state)):
+            state = kept[1]
+        engine = self._engine(algorithm, memories)
+        try:
+            shell = Shell(engine, journal, everything)
+            for after in run(state, algorithm, self.policy, list(self.data.clients), rounds, self.seed, shell):
+                state = after
+                if store:
+                    store.checkpoint(state.round, state)
+                if each_round:
+                    each_round(state.round, algorithm.params(state.algorithm))
+        finally:
+            engine.close()
+            binding(self.task.module).restore()
+        about = {"name": self.data.name, "seed": self.seed, "rounds": rounds, "engine": str(self.engine), "task": self.task.about}
+        return Result(self.task, tree.pack(algorithm.params(state.algorithm)), recorder, memories, about)
+
+    def plain(self) -> Algorithm[Any]:
+        """The algorithm with its transforms attached, without evaluation."""
+        return pipe(self.algorithm, *self.transforms) if self.transforms else self.algorithm
+
+    def _assembled(self, rounds: int) -> Algorithm[Any]:
+        algorithm, size = self.plain(), self.evaluate_batch_size
+        if self.evaluate_every and self.data.test is not None:
+            shards = sorted(self._held_out())
+            algorithm = with_evaluation(algorithm, evaluate(self.task, size), shards, self.evaluate_every, rounds)
+        judged = sorted(c for c, splits in self.data.clients.items() if len(splits.get("test", ())) > 0)
+        if self.evaluate_clients and judged:
+            every = self.evaluate_every or rounds
+            algorithm = with_evaluation(algorithm, evaluate(self.task, size), judged, every, rounds, "evaluate_clients", None)
+        if self.finetune is not None:
+            algorithm = with_finetuning(algorithm, self.finetune, evaluate(self.task, size), judged, rounds)
+        return algorithm
+
+    def _engine(self, algorithm: Algorithm[Any], memories: Any) -> Engine:
+        make = ENGINES[self.engine] if isinstance(self.engine, str) else self.engine
+        return make(algorithm.local, {**self.data.clients, **self._held_out()}, memories, **self.engine_options)
+
+    def _held_out(self) -> dict[ClientId, dict[str, Examples]]:
+        """The server's held-out examples, in shards, as if clients held them: any engine can judge them."""
+        test = self.data.test
+        if test is None:
+            return {}
+        parts = torch.arange(len(test)).chunk(min(SHARDS, len(test)))
+        return {ClientId(f"held-out/{i}"): {"test": Share(test, part)} for i, part in enumerate(parts)}
+
+
+class Share:
+    """Some of the examples of a set, by index."""
+
+    def __init__(self, whole: Examples, index: torch.Tensor) -> None:
+        self._whole, self._index = whole, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def take(self, index: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return self._whole.take(self._index[index])

@@ -1,0 +1,93 @@
+"""Who is at work: assignments that have no accepted answer yet, each under a lease, so that no slot stays busy."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from atoll import tree
+from atoll.policy import Policy
+from atoll.types import Answer, Assignment, ClientId, Engine, Failure, Update
+
+
+class Flight:
+    """The assignments of a run that are under way, over one engine."""
+
+    def __init__(self, policy: Policy, engine: Engine) -> None:
+        self.out: dict[ClientId, tuple[Assignment, float]] = {}  # with the time at which the lease ends
+        self._lease_s, self._engine = policy.lease_s, engine
+        self._logged: deque[Answer] = deque()  # of the open round, from before a kill
+        self._early: deque[Answer] = deque()  # to work that was not being asked for when they landed
+
+    def open(self, logged: Iterable[Answer]) -> None:
+        """Answers that the journal already has are not asked for again."""
+        self._logged = deque(logged)
+
+    def send(self, assignments: Sequence[Assignment]) -> None:
+        known, ends = {_place(a) for a in self._logged}, self._engine.now() + self._lease_s
+        self.out.update((a.client, (a, ends)) for a in assignments)
+        self._engine.submit([a for a in assignments if _place(a) not in known])
+
+    def count(self, work: str) -> int:
+        return sum(a.work == work for a, _ in self.out.values())
+
+    def answers(self, work: str, until: float) -> Iterator[tuple[Answer, bool]]:
+        """Answers to one kind of work, and whether it is the journal that gave them; ends at `until`."""
+        while self._logged and self._logged[0].work == work:
+            yield self._logged.popleft(), True
+        for _ in range(len(self._early)):
+            answer = self._early.popleft()
+            if answer.work != work:
+                self._early.append(answer)
+            elif self._expects(answer):
+                yield answer, False
+        while self.count(work):
+            ends = min(until, min(ends for _, ends in self.out.values()))
+            silent = True
+            for answer in self._engine.results(max(ends - self._engine.now(), 0.0)):
+                silent = False
+                if not self._expects(answer):
+                    continue
+                self.out[answer.client] = (self.out[answer.client][0], math.inf)
+                if answer.work == work:
+                    yield answer, False
+                else:
+                    self._early.append(answer)
+            now = self._engine.now()
+            for assignment, ends_at in list(self.out.values()):
+                if ends_at <= now:
+                    yield _lost(assignment, "expired", f"no answer in {self._lease_s:g} s"), False
+                elif silent and now < ends and assignment.work == work:
+                    yield _lost(assignment, "lost", "the engine holds no such work"), False
+            if now >= until:
+                return
+
+    def _expects(self, answer: Answer) -> bool:
+        """False, and the engine is told, for work that was cancelled or has expired, and for a second answer."""
+        assigned = self.out.get(answer.client)
+        expected = assigned is not None and _place(assigned[0]) == _place(answer)
+        if not expected:
+            self._engine.refuse(answer)
+        return expected
+
+    def accept(self, answer: Answer) -> dict[str, float]:
+        """The answer is accepted and its client free; what it cost on the network."""
+        assignment = self.out.pop(answer.client)[0]
+        up = tree.size_bytes(answer.tree) if isinstance(answer, Update) else 0
+        return {"bytes_down": tree.size_bytes(assignment.tree), "bytes_up": up}
+
+    def cancel(self, round: int, work: str) -> None:
+        """Whoever is still at this work need not finish it."""
+        if late := [c for c, (a, _) in self.out.items() if a.work == work]:
+            self._engine.cancel(round, work)
+            for client in late:
+                del self.out[client]
+
+
+def _lost(assignment: Assignment, kind: str, reason: str) -> Failure:
+    return Failure(assignment.round, assignment.client, assignment.work, kind, reason)
+
+
+def _place(x: Assignment | Answer) -> tuple[int, ClientId, str]:
+    return x.round, x.client, x.work

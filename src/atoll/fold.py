@@ -1,0 +1,85 @@
+"""Updates folded into one tree in the order in which clients were asked, whatever the order in which they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from atoll import tree
+from atoll.errors import TreeError
+from atoll.policy import Policy
+from atoll.types import Answer, ClientId, Failure, Reduced, Request, Tree, Update
+
+
+class Fold:
+    """One request's reduction. An update that comes before its turn is held, and read back when its turn comes.
+
+    With `in_order=False` (asynchronous policies) the order of arrival is the order.
+    """
+
+    def __init__(self, request: Request, policy: Policy, now: int, in_order: bool) -> None:
+        self.order: list[ClientId] = []  # as asked: the canonical order
+        self.heard = 0
+        self.like: Tree | None = None  # the first update's tree: names and shapes that all others must have
+        self._reduce, self._policy, self._now, self._in_order = request.reduce, policy, now, in_order
+        self._acc, self._early = request.reduce.init(), dict[ClientId, Callable[[], Update] | None]()
+        self._next, self._clients, self._metrics = 0, list[ClientId](), dict[str, tuple[float, float]]()
+
+    def hear(self, answer: Answer, hold: Callable[[Update], Callable[[], Update]]) -> None:
+        """Fold an answer if it is its turn; hold it until then if not."""
+        self.heard += isinstance(answer, Update)
+        if isinstance(answer, Update) and self.like is None and answer.tree:
+            self.like = tree.map(lambda x: x.new_empty(x.shape, device="meta"), answer.tree)
+        if not self._in_order:
+            self._add(answer)
+        elif self._next < len(self.order) and self.order[self._next] == answer.client:
+            self._next += 1
+            self._add(answer)
+            self._catch_up()
+        else:
+            self._early[answer.client] = hold(answer) if isinstance(answer, Update) else None
+
+    def finish(self) -> Reduced:
+        """Fold what is still held, passing over who was not heard."""
+        while self._next < len(self.order):
+            self._catch_up()
+            self._next += 1
+        metrics = {name: total / weight for name, (total, weight) in self._metrics.items() if weight > 0}
+        return Reduced(self._reduce.finish(self._acc), self._clients, metrics)
+
+    def _catch_up(self) -> None:
+        while self._next < len(self.order) and self.order[self._next] in self._early:
+            load = self._early.pop(self.order[self._next])
+            self._next += 1
+            if load is not None:
+                self._add(load())
+
+    def _add(self, answer: Answer) -> None:
+        if isinstance(answer, Failure):
+            return
+        update = answer._replace(age=self._now - answer.round)
+        factor = self._policy.staleness(update.age)
+        if factor != 1.0:
+            update = update._replace(tree=tree.scale(update.tree, factor))
+        self._acc = self._reduce.add(self._acc, update)
+        self._clients.append(update.client)
+        for name, value in update.metrics.items():
+            total, weight = self._metrics.get(name, (0.0, 0.0))
+            self._metrics[name] = (total + value * update.weight, weight + update.weight)
+
+
+def verdict(update: Update, like: Tree | None) -> Answer:
+    """The update, or the failure that it is: not finite, a bad weight, or not the tree that the others sent."""
+    try:
+        if not 0 <= update.weight < float("inf"):
+            return _failed(update, "invalid", f"its weight is {update.weight}; a weight is finite and not negative")
+        if not all(value == value for value in update.metrics.values()) or not tree.finite(update.tree):
+            return _failed(update, "not_finite", "its loss or its update is NaN or infinite; lower the learning rate or clip")
+        if like is not None:
+            tree.agree(like, update.tree)
+    except TreeError as error:
+        return _failed(update, "invalid", str(error))
+    return update
+
+
+def _failed(update: Update, kind: str, reason: str) -> Failure:
+    return Failure(update.round, update.client, update.work, kind, reason)

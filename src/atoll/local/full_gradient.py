@@ -1,0 +1,61 @@
+"""The gradient of a client's whole loss at the parameters received: FedSGD's client half (arXiv:1602.05629, section 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atoll import tree
+from atoll.local.binding import binding
+from atoll.local.gradient import Precision, gradient
+from atoll.types import Assignment, Batch, Batching, Local, Seen, Task, Tree, Update
+
+
+class Carry(NamedTuple):
+    """Sums over the examples read so far."""
+
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    sums: list[Tensor]  # of per-example gradients, in the order of params
+    loss: Tensor
+
+
+def full_gradient(
+    task: Task, batch_size: int | None = None, precision: Precision = "fp32", checkpointing: bool = False
+) -> Local[Carry]:
+    """grad F_k(w) over all of the client's examples, in portions of `batch_size` only to bound memory.
+
+    Buffers (batch norm's statistics) travel as differences, parameters as gradients.
+
+    >>> from atoll.models.linear import linear
+    >>> from atoll.tasks.regression import regression
+    >>> full_gradient(regression(linear(3, 1))).batching.batch_size is None
+    True
+    """
+    bound, of = binding(task.module), gradient(task, precision, checkpointing=checkpointing)
+
+    def init(assignment: Assignment, memory: Tree) -> Carry:
+        bound.check(assignment.tree)
+        task.module.train()
+        params = {name: assignment.tree[name].detach().clone().requires_grad_() for name in bound.params}
+        buffers = {name: assignment.tree[name].clone() for name in bound.buffers}
+        return Carry(params, buffers, [torch.zeros_like(p) for p in params.values()], torch.zeros(()))
+
+    def step(carry: Carry, batch: Batch) -> Carry:
+        loss, grads = of(carry.params, carry.buffers, batch)
+        size = len(next(iter(batch.values())))
+        with torch.no_grad():
+            torch._foreach_add_(carry.sums, grads, alpha=size)
+            carry.loss.add_(loss, alpha=size)
+        return carry
+
+    def final(assignment: Assignment, carry: Carry, seen: Seen) -> tuple[Update, Tree]:
+        torch._foreach_div_(carry.sums, seen.examples)
+        moved = {name: x - assignment.tree[name] for name, x in carry.buffers.items()}
+        payload = tree.pack({**dict(zip(carry.params, carry.sums, strict=True)), **moved})
+        metrics = {"loss": float(carry.loss) / seen.examples}
+        return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), metrics), {}
+
+    return Local(init, step, final, Batching("train", batch_size))
