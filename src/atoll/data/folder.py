@@ -15,7 +15,7 @@ from atoll.data.partition.iid import iid
 from atoll.data.partition.natural import natural
 from atoll.data.partition.parts import Partition
 from atoll.data.table import read, shared_frame
-from atoll.data.text import Texts, in_order
+from atoll.data.text import in_order
 from atoll.errors import DataError, missing_extra
 from atoll.types import Dataset
 

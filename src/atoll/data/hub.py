@@ -78,7 +78,7 @@ def hub(
         columns = {"x": torch.stack([_image(one, image) for one in rows[image]]), "y": y}
         return share(title, columns, rule, clients=count, about=about, by=owners, **how)
     texts = Texts(_strings(rows, str(text)), target_text and _strings(rows, target_text), None if y is None else y.tolist())
-    known = {"row": torch.arange(len(texts)), **({} if y is None else {"y": y}), **(owners or {})}
+    known: dict[str, Any] = {"row": torch.arange(len(texts)), **({} if y is None else {"y": y}), **(owners or {})}
     parts = rule(known, count, seed)
     width = len(str(len(parts) - 1))
     held = {part.name or f"client-{number:0{width}d}": texts.subset(part.rows) for number, part in enumerate(parts)}

@@ -53,7 +53,7 @@ def pairs(path: Path) -> Texts:
         MissingExtra: PyYAML is absent.
     """
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError:
         raise missing_extra("PyYAML", "data", "question/answer pairs") from None
     try:

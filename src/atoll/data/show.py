@@ -55,7 +55,7 @@ def _counts(examples: Examples, names: Sequence[str]) -> dict[str, int]:
         labels = None
     if labels is None or labels.dim() != 1 or labels.is_floating_point():
         return {}
-    values, counts = labels.unique(return_counts=True)
+    values, counts = torch.unique(labels, return_counts=True)
     known = {value: names[value] if 0 <= value < len(names) else str(value) for value in values.tolist()}
     return {known[value]: count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
 
