@@ -81,7 +81,8 @@ def attach(module: nn.Module, adapter: Adapter, kind: str) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise missing_extra("peft", "llm", "adapters") from None
-    layers = [name for name, part in module.named_modules() if getattr(part, "weight", None) is not None]
+    kinds = {name: type(part).__name__ for name, part in module.named_modules() if getattr(part, "weight", None) is not None}
+    layers = list(kinds)
     targets = adapter.targets if adapter.targets is not None else query_and_value(layers)
     for target in targets:
         if not any(named(layer, (target,)) for layer in layers):
@@ -92,9 +93,12 @@ def attach(module: nn.Module, adapter: Adapter, kind: str) -> nn.Module:
         r=adapter.rank,
         lora_alpha=alpha,
         lora_dropout=adapter.dropout,
-        target_modules=sorted(targets),  # PEFT keeps a set, whose order differs from process to process
+        target_modules=sorted(targets),
+        fan_in_fan_out=any(kinds[layer] == "Conv1D" for layer in layers if named(layer, targets)),  # GPT-2's layout
     )
     adapted: nn.Module = get_peft_model(module, config)
+    for part in module.modules():  # BART keeps a bias as a buffer: of a frozen base nothing is sent
+        part._non_persistent_buffers_set.update(part._buffers)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # PEFT leaves a new head in the base's dtype

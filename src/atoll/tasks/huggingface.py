@@ -60,7 +60,8 @@ def load(
             module = adapters.attach(module, low_rank, kind)
     if gradient_checkpointing:
         # Not re-entrant: the re-entrant kind gives no gradient when the inputs, frozen embeddings, need none.
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with quiet():  # the method has a newer name in transformers 5, this one works in 4 as well
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     save = _save_adapter(module) if low_rank is not None else _save_whole(module, folder)
     return Loaded(module, save, _about(model, low_rank, str(weights).removeprefix("torch.")))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +101,7 @@ def tokenizer(name: str) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its remarks on newly initialised heads, which are meant to be new."""
+    """Without transformers' bars, its remarks on new heads, which are meant to be new, and PEFT's calls of its old names."""
     import transformers
 
     logging: Any = transformers.utils.logging
@@ -107,7 +109,9 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -148,7 +152,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import copy
 
     causal: Any = transformers.AutoModelForCausalLM
-    with quiet():
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # one more bar, which nothing else turns off
         loaded = causal.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # A de-quantised model refuses to be saved, since it still says that it is quantised.
         config = copy.deepcopy(loaded.config)
