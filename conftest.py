@@ -18,6 +18,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+for mine in ("ATOLL_STORE", "ATOLL_DEBUG", "ATOLL_OFFLINE"):  # a person's own settings; the cache of what was fetched is shared
+    os.environ.pop(mine, None)
+
 # The same examples in every run: a test that fails, fails again. `--hypothesis-profile=wide` looks further.
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("atoll", deadline=None, derandomize=True, max_examples=50, suppress_health_check=quiet)
