@@ -52,23 +52,14 @@ def test_every_dtype_keeps_its_bits(tmp_path: Path, dtype: torch.dtype) -> None:
         assert same_bits(again({"x": shape}, tmp_path)["x"], shape)
 
 
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text(st.characters(codec="utf-8"))
-    | st.binary(max_size=9)
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=9)
 nests = st.recursive(
     scalars,
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
         | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
-        | st.tuples(inner, st.integers()).map(
-            lambda pair: Adam({"m": torch.ones(2)}, pair[1], 0.1)._replace(mean={"": torch.ones(1)})
-        )
+        | st.builds(Adam, st.just({"": torch.ones(1)}), st.integers(), st.floats(allow_nan=False))
     ),
     max_leaves=12,
 )
@@ -124,10 +115,10 @@ def test_what_grew_where_the_pattern_has_nothing_is_accepted(tmp_path: Path) -> 
         ({"w": torch.zeros(3), "n": 0}, r"state.w is \(2,\) torch.float32 in the file, and \(3,\) torch.float32 here"),
         ({"w": torch.zeros(2, dtype=torch.bfloat16), "n": 0}, r"\(2,\) torch.bfloat16 here"),
         ({"w": torch.zeros(2), "m": 0}, "only one side has m, n"),
-        ({"w": torch.zeros(2), "n": "0"}, "state.n is a int in the file, and a str here"),
+        ({"w": torch.zeros(2), "n": "0"}, "state.n is an int in the file, and a str here"),
         ({"w": 1.0, "n": 0}, "state.w is a tensor in the file, and a float here"),
         ([1], "state is a mapping in the file, and a list here"),
-        (Adam({}, 0), "state is a mapping in the file, and a Adam here"),
+        (Adam({}, 0), "state is a mapping in the file, and an Adam here"),
     ],
 )
 def test_another_structure_is_told(tmp_path: Path, like: Any, told: str) -> None:
@@ -138,7 +129,7 @@ def test_another_structure_is_told(tmp_path: Path, like: Any, told: str) -> None
 
 def test_another_named_tuple_is_told(tmp_path: Path) -> None:
     state.save(Adam({"w": torch.ones(1)}, 1), tmp_path / "state")
-    with pytest.raises(StoreError, match="state is a Adam in the file, and a Federation here"):
+    with pytest.raises(StoreError, match="state is an Adam in the file, and a Federation here"):
         state.load(Federation({}, None), tmp_path / "state")
 
 

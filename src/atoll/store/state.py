@@ -229,9 +229,7 @@ def _class(module: str, name: str, place: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise StoreError(
-            f"{place} is {_article(name)} of the module {module!r}, which is not there; import it before the run is opened"
-        )
+        raise StoreError(f"{place} is {_article(name)} of the module {module!r}, which is not there; import it first")
     return found
 
 

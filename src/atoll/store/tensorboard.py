@@ -27,7 +27,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise missing_extra("tensorboard", "tensorboard", "TensorBoard logs") from None
-        self._writer = SummaryWriter(str(folder), purge_step=round or None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=round or None)
         self._clients = clients
 
     def emit(self, event: Event) -> None:
@@ -35,13 +35,13 @@ class TensorBoard:
         if event.client is None or self._clients:
             path = "/".join(part for part in (event.work, "{}", event.client) if part)
             for name, value in event.metrics.items():
-                self._writer.add_scalar(path.format(name), value, event.round)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(path.format(name), value, event.round)
         if event.text:
             told = f"{event.client}: {event.text}" if event.client else event.text
-            self._writer.add_text(event.kind, told, event.round)  # type: ignore[no-untyped-call]
+            self._writer.add_text(event.kind, told, event.round)
         if event.kind == "round":
-            self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
