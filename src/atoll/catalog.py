@@ -167,13 +167,17 @@ def read(path: Path, module: str, markers: Mapping[str, str]) -> Iterator[Entry]
 
 def markdown() -> str:
     """docs/catalog.md: one table a kind, one row a name."""
-    lines = ["# Catalog", "", "Every name that a job file may use. Written by `atoll catalog --markdown`; a test holds it to the code."]
+    lines = [
+        "# Catalog",
+        "",
+        "Every name that a job file may use. Written by `atoll catalog --markdown`; a test holds it to the code.",
+    ]
     for kind in KINDS:
         rows = entries(kind)
         if not rows:
             continue
         lines += ["", f"## {kind.replace('_', ' ').capitalize()}", "", "| name | what | parameters |", "|---|---|---|"]
-        lines += [f"| `{row.name}` | {_cell(row.summary)} | {_cell(', '.join(map(_shown, row.parameters)))} |" for row in rows]
+        lines += [f"| `{row.name}` | {_cell(row.summary)} | {_cell(_settings(row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -181,10 +185,15 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _shown(parameter: Parameter) -> str:
-    if parameter.variadic:
-        return f"`{parameter.name}...`"
-    return f"`{parameter.name}`" if parameter.required else f"`{parameter.name} = {parameter.shown}`"
+def _settings(entry: Entry) -> str:
+    """Its parameters, without those that are other factories' products or what an engine is handed."""
+    shown = []
+    for parameter in entry.parameters:
+        if not parameter.required:
+            shown.append(f"`{parameter.name} = {parameter.shown}`")
+        elif _word(parameter.annotation) in _SIMPLE:
+            shown.append(f"`{parameter.name}`")
+    return ", ".join(shown)
 
 
 @functools.cache
@@ -236,12 +245,18 @@ def _last_word(annotation: ast.expr | None) -> str:
 def _given(annotation: str, kind: str) -> bool:
     """A factory's required parameter is a simple value, a callable, or another kind's product.
 
-    What needs its own kind is a wrapper, and what needs anything else (`recipe: Recipe`) a part of other factories.
+    Engines are handed the clients and their work. What needs its own kind is a wrapper, and what needs anything else
+    (`recipe: Recipe`) a part of other factories.
     """
-    word = _last_word(ast.parse(annotation, mode="eval").body)
+    word = _word(annotation)
     if word in _MARKERS:
         return _MARKERS[word] != kind
-    return word in _SIMPLE or word == "" or annotation.startswith(("Mapping[str, Any", "Sequence[str", "Sequence[int"))
+    return (
+        kind == "engine"
+        or word in _SIMPLE
+        or word == ""
+        or annotation.startswith(("Mapping[str, Any", "Sequence[str", "Sequence[int"))
+    )
 
 
 class _Aliases(ast.NodeTransformer):
@@ -288,10 +303,17 @@ def _alias_of(module: str, depth: int) -> _Aliases | None:
     return _Aliases(ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body, depth)
 
 
+def _word(annotation: str) -> str:
+    return _last_word(ast.parse(annotation, mode="eval").body)
+
+
 def _parameters(args: ast.arguments) -> Iterator[Parameter]:
     positional = args.posonlyargs + args.args
     missing = len(positional) - len(args.defaults)
-    paired = [*zip(positional, [None] * missing + list(args.defaults), strict=True), *zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    paired = [
+        *zip(positional, [None] * missing + list(args.defaults), strict=True),
+        *zip(args.kwonlyargs, args.kw_defaults, strict=True),
+    ]
     for arg, default in paired:
         annotation = ast.unparse(arg.annotation) if arg.annotation else "Any"
         if default is None:

@@ -19,7 +19,7 @@ ABOUT = {"source": "a paper", "clients": 4}
 TRAFFIC = {"down": 2, "up": 2.5}
 COMPUTED: int = len("no literal")
 
-def wave(local: Local[Any], lr: float = 0.5, *, names: list[str] = ["a"], mode: "int | None" = None, **rest: int) -> Algorithm[State]:
+def wave(local: Local[Any], lr: float = 0.5, *, names: list[str] = ["a"], mode: "int | None" = None, **rest: int) -> Algorithm[S]:
     """Waves | tides.
 
     More."""
@@ -76,7 +76,9 @@ def test_about_may_be_told_apart_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", catalog.KINDS)
 def test_every_entry_says_what_it_is_and_loads(kind: str) -> None:
     for entry in catalog.entries(kind):
-        assert entry.summary.endswith((".", ")")), f"{entry.module}.{entry.name}: its docstring's first line is its row in the catalog"
+        assert entry.summary.endswith((".", ")")), (
+            f"{entry.module}.{entry.name}: its docstring's first line is its row in the catalog"
+        )
         assert entry.load().__name__ == entry.name
 
 
@@ -90,7 +92,10 @@ def test_find_offers_the_nearest() -> None:
 def test_a_plugin_joins_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tidal").mkdir()
     (tmp_path / "tidal" / "__init__.py").write_text("")
-    (tmp_path / "tidal" / "opts.py").write_text("from __future__ import annotations\n" + 'def tide(lr: float = 1.0) -> ServerOpt:\n    """Tides."""\n    return lr\ndef sgd() -> ServerOpt: ...\n')
+    (tmp_path / "tidal" / "opts.py").write_text(
+        "from __future__ import annotations\n"
+        + 'def tide(lr: float = 1.0) -> ServerOpt:\n    """Tides."""\n    return lr\ndef sgd() -> ServerOpt: ...\n'
+    )
     info = tmp_path / "tidal-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tidal\nVersion: 1.0\n")

@@ -116,11 +116,11 @@ name = "serial"
         ("local.task=x", "[local] sgd has no parameter 'task'; it has lr, batch_size"),
         ("local=script", "[local] train is missing: script takes Callable"),
         ("algorithm.name=fedsgd", "[local] does not go with fedsgd, which says itself what its clients do: remove it"),
-        ("engine=threads", "no engine is called 'threads'. Known: processes, serial"),
-        ("engine.workers=0", "[engine] name is missing: serial or processes"),
+        ("engine=threads", "no engine is called 'threads'. Known: processes, serial."),
+        ("engine.workers=0", "[engine] name is missing: a name from `atoll catalog engine`"),
         ('engine={name="processes", workers=0}', "[engine] workers = 0: must be 1 or more"),
-        ('engine={name="serial", workers=2}', "[engine] serial has no parameter 'workers'; it has no parameters"),
-        ("transforms=clip", '[[transforms]] tables'),
+        ('engine={name="serial", workers=2}', "[engine] serial has no parameter 'workers'; it has threads"),
+        ("transforms=clip", "[[transforms]] tables"),
         ("data=3", "data = 3: must be a table, [data]"),
         ("rounds=0", "rounds = 0: must be 1 or more"),
         ("atoll=0", "atoll = 0: must be 1, the format of this file"),
@@ -152,7 +152,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in ("mlflow", "tensorboard") else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in ("mlflow", "tensorboard") else real(name, *rest)
+    )
     (problem,) = problems(GOOD, "sinks.mlflow.experiment=x")
     assert problem == "--set sinks.mlflow.experiment=x: [sinks.mlflow] needs the package 'mlflow': pip install 'atoll[mlflow]'"
 
@@ -162,6 +164,7 @@ def test_checking_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; from atoll.job.text import load; from atoll.job.check import check; from atoll.job.plan import rows;"
         f"list(rows(check(load({str(tmp_path / 'job.toml')!r}))));"
-        "heavy = {'torch', 'numpy', 'pandas', 'sqlalchemy', 'matplotlib', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'numpy', 'pandas', 'sqlalchemy', 'matplotlib', 'transformers'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

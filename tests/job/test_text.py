@@ -76,7 +76,9 @@ def _spots(values: Any, spot: tuple[Any, ...] = ()) -> set[tuple[Any, ...]]:
 
 
 _keys = st.sampled_from(["a", "b-1", '"q r"', "'s.t'", "_u"])
-_values = st.sampled_from(["1", '"x#y"', "'''\n[z]\n'''", '"""a\\"""b"""', "[1,\n 2]", '"\\\\"', "1979-05-27T07:32:00Z", "[]", '[["]"]]'])
+_values = st.sampled_from(
+    ["1", '"x#y"', "'''\n[z]\n'''", '"""a\\"""b"""', "[1,\n 2]", '"\\\\"', "1979-05-27T07:32:00Z", "[]", '[["]"]]']
+)
 
 
 @given(st.lists(st.tuples(_keys, _values), max_size=6, unique_by=lambda pair: pair[0]), _keys)
@@ -95,21 +97,34 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
     document = parse(TEXT, overrides=sets)
     values = document.values
     assert values["local"] == {"lr": 0.5, "tag": "1"}
-    assert (values["name"], values["transforms"][1]["name"], values["new"]["deep"]["key"], values["list"]) == ("plain", "clip", True, [1, 2])
+    assert (values["name"], values["transforms"][1]["name"], values["new"]["deep"]["key"], values["list"]) == (
+        "plain",
+        "clip",
+        True,
+        [1, 2],
+    )
     assert document.place(("local", "lr")) == "--set local.lr=0.5"
     assert document.place(("data", "raw")) == "job.toml:19"
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
-    [("lr", "key=value"), ("=1", "key=value"), ("transforms.7.name=x", "transforms.7"), ("atoll.x=1", "atoll"), ("a..b=1", "dotted key")],
+    [
+        ("lr", "key=value"),
+        ("=1", "key=value"),
+        ("transforms.7.name=x", "transforms.7"),
+        ("atoll.x=1", "atoll"),
+        ("a..b=1", "dotted key"),
+    ],
 )
 def test_an_override_that_fits_nowhere_is_named(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse(TEXT, overrides=[override])
 
 
-@pytest.mark.parametrize(("text", "line"), [("a = 1\nb = \n", 2), ("a = 1\na = 2\n", 2), ("x", 1), ('a = 1\nb = "', 2), ("[a\n", 1)])
+@pytest.mark.parametrize(
+    ("text", "line"), [("a = 1\nb = \n", 2), ("a = 1\na = 2\n", 2), ("x", 1), ('a = 1\nb = "', 2), ("[a\n", 1)]
+)
 def test_broken_toml_names_its_line(text: str, line: int) -> None:
     with pytest.raises(ConfigError, match=rf"^job.toml:{line}: not valid TOML"):
         parse(text)

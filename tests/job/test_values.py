@@ -56,7 +56,13 @@ def test_does_not_fit(annotation: str, value: Any, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("lr", 0, "above 0"), ("lr", float("nan"), "above 0"), ("epochs", 0, "1 or more"), ("momentum", 1, "below 1"), ("mu", -0.1, "0 or more")],
+    [
+        ("lr", 0, "above 0"),
+        ("lr", float("nan"), "above 0"),
+        ("epochs", 0, "1 or more"),
+        ("momentum", 1, "below 1"),
+        ("mu", -0.1, "0 or more"),
+    ],
 )
 def test_ranges_that_every_factory_shares(name: str, value: float, says: str) -> None:
     assert says in str(problem(Parameter(name, "float"), value))

@@ -18,13 +18,14 @@ def group() -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME|JOB", help="A data set of the catalog, or a job file.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the data set; may be repeated.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the data set; may be repeated.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw who holds what, as PNG or SVG.")] = None,
 ) -> None:
     """Fetch a data set and show how much each client holds, and of what.
 
-    Examples: `atoll data show fashion_mnist --set clients=10 --set partition.name=dirichlet --set partition.alpha=0.3 --plot who.png`,
-    `atoll data show job.toml`
+    Examples: `atoll data show fashion_mnist --set partition=shards --plot who.png`, `atoll data show job.toml`
     """
     from atoll.job.build import dataset_of
     from atoll.job.text import load, parse

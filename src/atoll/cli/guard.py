@@ -19,7 +19,7 @@ from atoll.errors import AtollError, ConfigError, JobError, MissingExtra, Versio
 DEBUG = "ATOLL_DEBUG"  # set to 1 to see the traceback of what is a defect
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """Ctrl-C, after the checkpoint of what is done."""
 
 
@@ -30,6 +30,8 @@ class Guarded(TyperGroup):
         """Run the command; turn what it raises into a sentence and a code."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever read what we print has gone, as `head` does; typer ends quietly
         except Stopped as stopped:
             say_error(str(stopped), label="")
             raise typer.Exit(130) from None

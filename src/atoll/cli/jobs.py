@@ -13,11 +13,21 @@ if TYPE_CHECKING:
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file (TOML).", show_default=False)]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file, such as local.lr=0.1; may be repeated.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the job file, such as local.lr=0.1; may be repeated.",
+        show_default=False,
+    ),
 ]
 Place = Annotated[
     str | None,
-    typer.Option("--store", metavar="FOLDER|URL", help="Where runs are kept: a folder, or a database URL. Else $ATOLL_STORE, else ./runs.", show_default=False),
+    typer.Option(
+        "--store",
+        metavar="FOLDER|URL",
+        help="Where runs are kept: a folder, or a database URL. Else $ATOLL_STORE, else ./runs.",
+        show_default=False,
+    ),
 ]
 
 
@@ -77,7 +87,10 @@ def run(job: JobFile, set_: Sets = None, store: Place = None) -> None:
 
 
 def resume(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `atoll runs` shows it, or the beginning of it.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run's id, as `atoll runs` shows it, or the beginning of it.", show_default=False),
+    ],
     store: Place = None,
 ) -> None:
     """Go on with a run that was stopped or killed; it ends in the same bits as if it never had been.

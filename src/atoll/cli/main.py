@@ -38,7 +38,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """Nothing to do here: the options above act by themselves."""
 
@@ -49,7 +51,9 @@ app.add_typer(data.app, name="data")
 
 
 @app.command()
-def version(every: Annotated[bool, typer.Option("--all", help="Also Python and the packages that a run depends on.")] = False) -> None:
+def version(
+    every: Annotated[bool, typer.Option("--all", help="Also Python and the packages that a run depends on.")] = False,
+) -> None:
     """Print the version.
 
     Example: `atoll version --all`

@@ -8,7 +8,9 @@ import typer
 
 
 def catalog(
-    what: Annotated[str | None, typer.Argument(metavar="[KIND|NAME]", help="A kind, such as `algorithm`, or a name, such as `fedavg`.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(metavar="[KIND|NAME]", help="A kind, such as `algorithm`, or a name, such as `fedavg`.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/catalog.md.")] = False,
 ) -> None:
     """List every name that a job file may use, or one kind, or one name with its parameters.
@@ -43,7 +45,9 @@ def _list(kind: str) -> None:
     rows = found.entries(kind)
     if not rows:
         return
-    table = Table(title=kind.replace("_", " "), title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table = Table(
+        title=kind.replace("_", " "), title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
     table.add_column(style="cyan", no_wrap=True, min_width=18)
     table.add_column()
     for row in rows:
@@ -60,7 +64,15 @@ def _show(entry: object) -> None:
     known = {parameter.name for parameter in settable(entry)}
     for parameter in entry.parameters:
         wired = parameter.name in WIRED.get(entry.kind, ()) and parameter.required
-        how = "filled in from the job" if wired else "in Python only" if parameter.name not in known else "required" if parameter.required else f"= {parameter.shown}"
+        how = (
+            "filled in from the job"
+            if wired
+            else "in Python only"
+            if parameter.name not in known
+            else "required"
+            if parameter.required
+            else f"= {parameter.shown}"
+        )
         typer.echo(f"    {parameter.name}: {parameter.annotation}  {how}")
     for key, value in entry.about.items():
         typer.echo(f"  {key}: {value}")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the beginning of it, or `last`.", show_default=False)]
 Place = Annotated[
     str | None,
-    typer.Option("--store", metavar="FOLDER|URL", help="Where runs are kept. Else $ATOLL_STORE, else ./runs.", show_default=False),
+    typer.Option(
+        "--store", metavar="FOLDER|URL", help="Where runs are kept. Else $ATOLL_STORE, else ./runs.", show_default=False
+    ),
 ]
 
 
@@ -47,7 +49,14 @@ def runs(store: Place = None) -> None:
     colours = {"finished": "green", "failed": "red", "interrupted": "yellow"}
     for row in rows:
         status = f"[{colours.get(row.status, 'default')}]{row.status}[/]"
-        table.add_row(row.id, status, f"{row.rounds_done}/{row.rounds}", str(row.seed), row.created[:16].replace("T", " "), row.error.replace("[", "\\["))
+        table.add_row(
+            row.id,
+            status,
+            f"{row.rounds_done}/{row.rounds}",
+            str(row.seed),
+            row.created[:16].replace("T", " "),
+            row.error.replace("[", "\\["),
+        )
     Console().print(table)
 
 
@@ -77,7 +86,7 @@ def compare(
         table.add_row(label, *(value.replace("[", "\\[") for value in values))
     Console().print(table)
     if output is not None:
-        from atoll.report.html import render_comparison
+        from atoll.report.page import render_comparison
 
         output.write_text(render_comparison(records), encoding="utf-8")
         typer.echo(f"comparison: {output}")
@@ -105,7 +114,7 @@ def report(
 
 def write_report(record: Record, output: Path | None = None) -> Path:
     """The report of a run, by default in its folder; returns where it is."""
-    from atoll.report.html import render
+    from atoll.report.page import render
 
     path = output or Path(record.folder) / "report.html"
     path.write_text(render(record), encoding="utf-8")

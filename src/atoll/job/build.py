@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll import catalog
-from atoll.errors import AtollError, ConfigError, JobError
+from atoll.errors import ConfigError, JobError
 from atoll.job import values
 from atoll.job.check import WIRED, check, problems_of, spelling
 from atoll.job.schema import Job, Named
@@ -16,6 +16,8 @@ from atoll.job.text import Document, load
 if TYPE_CHECKING:
     from atoll.federation import Federation
     from atoll.types import Dataset
+
+SECTION = {"dataset": "data", "partition": "data.partition", "model": "task.model", "transform": "transforms"}
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -51,6 +53,34 @@ def dataset_of(document: Document) -> Dataset:
     return dataset
 
 
+def build(job: Job) -> Federation:
+    """The federation that the job describes: its data read, its model loaded, ready to run.
+
+    Raises:
+        AtollError: the data or the model can't be had, or the parts do not go together.
+    """
+    from atoll.federation import Federation
+
+    dataset = _judged(_tokenised(make("dataset", job.data, seed=job.seed), job), job)
+    task = make("task", job.task, seed=job.seed)
+    wired = {"task": task, "seed": job.seed, "population": len(dataset.clients)}
+    local = make("local", job.local, **wired) if job.local else None
+    return Federation(
+        task,
+        dataset,
+        make("algorithm", job.algorithm, local=local, **wired),
+        policy=make("policy", job.policy),
+        transforms=[make("transform", each, **wired) for each in job.transforms],
+        engine=job.engine.name if _own(job.engine) else catalog.find("engine", job.engine.name).load(),
+        engine_options=job.engine.parameters,
+        evaluate_every=job.evaluation.every or job.rounds,
+        evaluate_clients=job.evaluation.per_client,
+        finetune=make("local", job.personalise, **wired) if job.personalise else None,
+        seed=job.seed,
+        **({"evaluate_batch_size": job.evaluation.batch_size} if job.evaluation.batch_size else {}),
+    )
+
+
 def make(kind: str, named: Named, **wired: Any) -> Any:
     """Call the factory of that name; `wired` fills the parameters that the job does not set itself.
 
@@ -73,29 +103,52 @@ def make(kind: str, named: Named, **wired: Any) -> Any:
     try:
         return entry.load()(**arguments)
     except ConfigError as error:
-        raise ConfigError(f"[{_section(kind)}] {error}") from error
+        if str(error).startswith("["):
+            raise  # a part of this one has said where it is
+        raise type(error)(f"[{SECTION.get(kind, kind)}] {error}") from error
 
 
-def build(job: Job) -> Federation:
-    """The federation that the job describes: its data read, its model loaded, ready to run.
+def tokenizer_of(job: Job) -> Any:
+    """The tokenizer of the task's pretrained model, or None where the task names none.
 
     Raises:
-        AtollError: the data or the model can't be had, or the parts do not go together.
+        FetchError: the model is not there and can't be fetched.
     """
-    from atoll.federation import Federation
-    from atoll.transforms.pipe import pipe
+    parameter = catalog.find("task", job.task.name).parameter("model")
+    if parameter is None or values.kind_of(parameter.annotation) is not None:
+        return None
+    from atoll.tasks.pretrained import tokenizer
 
-    dataset = make("dataset", job.data, seed=job.seed)
-    task = make("task", job.task, seed=job.seed)
-    wired = {"task": task, "seed": job.seed, "population": len(dataset.clients)}
-    local = make("local", job.local, **wired) if job.local else None
-    algorithm = make("algorithm", job.algorithm, local=local, **wired)
-    links = [make("transform", each, **wired) for each in job.transforms]
-    return Federation(task, dataset, pipe(algorithm, *links) if links else algorithm)
+    return tokenizer(job.task.parameters.get("model", parameter.default))
 
 
-def _section(kind: str) -> str:
-    return {"dataset": "data", "partition": "data.partition", "model": "task.model", "transform": "transforms"}.get(kind, kind)
+def _own(engine: Named) -> bool:
+    return catalog.find("engine", engine.name).module.startswith("atoll.")
 
 
-__all__ = ["AtollError", "build", "dataset_of", "load_job", "make"]
+def _tokenised(dataset: Dataset, job: Job) -> Dataset:
+    """Texts as tokens, in the form that the task reads; other data as it is."""
+    from atoll.data import text
+    from atoll.data.characters import characters
+
+    first = next((splits["train"] for splits in dataset.clients.values() if "train" in splits), None)
+    if not isinstance(first, text.Texts):
+        return dataset
+    tokenizer = tokenizer_of(job) or characters(dataset)
+    if first.labels is not None:
+        return text.tokenise_classes(dataset, tokenizer, job.tokens.length)
+    if first.target is not None and job.task.name == "seq2seq":
+        return text.tokenise_pairs(dataset, tokenizer, job.tokens.length, job.tokens.target_length)
+    return text.tokenise(dataset, tokenizer, job.tokens.length)
+
+
+def _judged(dataset: Dataset, job: Job) -> Dataset:
+    """With so many held-out examples as the evaluation asks for, the same in every run of one seed."""
+    from atoll import rng
+    from atoll.federation import Share
+
+    wanted = job.evaluation.examples
+    if wanted is None or dataset.test is None or wanted >= len(dataset.test):
+        return dataset
+    chosen = rng.permutation(len(dataset.test), job.seed, "held-out examples")[:wanted].sort().values
+    return dataset._replace(test=Share(dataset.test, chosen))

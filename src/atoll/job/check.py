@@ -26,9 +26,9 @@ WIRED: Mapping[str, frozenset[str]] = {
     "local": frozenset({"task", "seed"}),
     "algorithm": frozenset({"local", "task", "population", "seed"}),
     "transform": frozenset({"seed", "population"}),
+    "engine": frozenset({"locals_", "clients", "memories"}),
 }
-SECTIONS = {"data": "dataset", "task": "task", "local": "local", "algorithm": "algorithm", "policy": "policy"}
-ENGINES = {"serial": frozenset[str](), "processes": frozenset({"workers"})}
+SECTIONS = {"data": "dataset", "task": "task", "local": "local", "algorithm": "algorithm", "policy": "policy", "engine": "engine", "personalise": "local"}
 
 
 class Problem(NamedTuple):
@@ -48,7 +48,8 @@ def check(document: Document) -> Job:
     version = document.values.get("atoll")
     if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
         raise VersionError(
-            f"{document.place(('atoll',))}: the job file is of format {version}, and this Atoll reads up to {FORMAT}: upgrade Atoll, or write it for {FORMAT}."
+            f"{document.place(('atoll',))}: the job file is of format {version}, and this Atoll reads up to {FORMAT}: "
+            f"upgrade Atoll, or write the file for format {FORMAT}."
         )
     job, problems = _typed(document)
     problems = [*problems, *_named(document.values, document)]
@@ -90,7 +91,7 @@ def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
     table, key, kind = spot[:-1], spot[-1], detail["type"]
     at = _where(table)
     if kind == "extra_forbidden":
-        known = [name for name in _model_at(table).model_fields]
+        known = list(_model_at(table).model_fields)
         return Problem(spot, f"{at}{_section(key, spot, values)}{_nearest(str(key), known)}")
     if kind == "missing":
         if key == "name":
@@ -107,8 +108,6 @@ def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
 
 
 def _names(section: str) -> str:
-    if section == "engine":
-        return " or ".join(ENGINES)
     return f"a name from `atoll catalog {SECTIONS.get(section, 'transform')}`"
 
 
@@ -150,8 +149,6 @@ def _named(values_: Mapping[str, Any], document: Document) -> Iterator[Problem]:
     transforms = values_.get("transforms", [])
     for i, given in enumerate(transforms if isinstance(transforms, list) else []):
         yield from _choice("transform", given, ("transforms", i))
-    if "engine" in values_:
-        yield from _engine(values_["engine"])
 
 
 def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
@@ -237,23 +234,6 @@ def settable(entry: catalog.Entry) -> list[catalog.Parameter]:
     ]
 
 
-def _engine(given: Any) -> Iterator[Problem]:
-    given = {"name": given} if isinstance(given, str) else given
-    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        return
-    name = given["name"]
-    if name not in ENGINES:
-        yield Problem(("engine", "name"), f"[engine] name = {_toml(name)}: {_listed('engine', name, ENGINES)}")
-        return
-    for key, value in given.items():
-        if key == "workers" and key in ENGINES[name]:
-            wrong = values.problem(catalog.Parameter("workers", "int"), value)
-            if wrong:
-                yield Problem(("engine", key), f"[engine] workers = {_toml(value)}: {wrong}")
-        elif key != "name" and key not in ENGINES[name]:
-            yield Problem(("engine", key), f"[engine] {name} has no parameter {key!r}{_has(sorted(ENGINES[name]))}")
-
-
 def problems_of(document: Document, section: str) -> Iterator[Problem]:
     """The problems of one section that names a factory, the rest of the document aside."""
     given = document.values.get(section)
@@ -329,7 +309,3 @@ def _has(known: list[str]) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     return _hint(name, known) or f"; known: {', '.join(known)}"
-
-
-def _listed(kind: str, name: str, known: Iterable[str]) -> str:
-    return f"no {kind} is called {name!r}{_hint(name, known) or '.'} Known: {', '.join(sorted(known))}"

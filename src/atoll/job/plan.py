@@ -162,7 +162,9 @@ def _pretrained(name: str, adapter: Mapping[str, Any] | None, classes: int) -> T
 
     base = parameter_shapes(name)
     if base is None:
-        raise ConfigError(f"{name} is not on this machine yet: its size is known once it has been fetched, which `atoll run` does")
+        raise ConfigError(
+            f"{name} is not on this machine yet: its size is known once it has been fetched, which `atoll run` does"
+        )
     width = next((shape[0] for tensor, shape in base.items() if tensor.endswith("pooler.dense.weight")), 0)
     head = classes * (width + 1)
     if adapter is None:

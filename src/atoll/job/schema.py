@@ -47,12 +47,11 @@ class Evaluation(Section):
     examples: int | None = Field(None, ge=1)  # judge on this many held-out examples, drawn once
 
 
-class Personalise(Section):
-    """Fine-tuning at each client after the last round, judged on its own test split."""
+class Tokens(Section):
+    """How texts become tokens; the tokenizer is that of the task's model, or characters where it has none."""
 
-    epochs: int = Field(1, ge=1)
-    steps: int | None = Field(None, ge=1)  # instead of epochs
-    lr: float | None = Field(None, gt=0)  # none: the learning rate of [local]
+    length: int = Field(128, ge=2)  # of a block, or of a source text
+    target_length: int = Field(64, ge=2)  # of an answer, for sequence-to-sequence models
 
 
 class TensorBoard(Section):
@@ -90,6 +89,7 @@ class Job(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     rounds: int = Field(ge=1)
     data: Choice
+    tokens: Tokens = Tokens()
     task: Choice
     local: Choice | None = None  # none: the algorithm says itself what its clients do
     algorithm: Choice
@@ -97,6 +97,6 @@ class Job(Section):
     policy: Choice = Named(name="synchronous")
     engine: Choice = Named(name="serial")
     evaluation: Evaluation = Evaluation()
-    personalise: Personalise | None = None
+    personalise: Choice | None = None  # local work by which each client adapts the final model to itself
     sinks: Sinks = Sinks()
     samples: Samples | None = None

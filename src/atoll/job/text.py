@@ -66,7 +66,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Document:
 def parse(text: str, file: str = "job.toml", overrides: Sequence[str] = ()) -> Document:
     """The document of a text.
 
-    >>> document = parse('[local]\\nlr = 0.1\\n', overrides=["local.epochs=2"])
+    >>> document = parse("[local]\\nlr = 0.1\\n", overrides=["local.epochs=2"])
     >>> document.place(("local", "lr")), document.place(("local", "epochs"))
     ('job.toml:2', '--set local.epochs=2')
     """
@@ -85,7 +85,7 @@ def parse(text: str, file: str = "job.toml", overrides: Sequence[str] = ()) -> D
 def locate(text: str) -> Iterator[tuple[Spot, int]]:
     """Every table and key of a valid TOML text with its line, from 1; what an inline table holds lies with its key.
 
-    >>> dict(locate('a = 1\\n[[t]]\\nb.c = 2\\n'))
+    >>> dict(locate("a = 1\\n[[t]]\\nb.c = 2\\n"))
     {('a',): 1, ('t',): 2, ('t', 0): 2, ('t', 0, 'b'): 3, ('t', 0, 'b', 'c'): 3}
     """
     seen: set[Spot] = set()
@@ -203,7 +203,7 @@ def _apply(values: dict[str, Any], override: str) -> Spot:
             raise ConfigError(f"--set {override}: {'.'.join(map(str, spot[: i + 1]))} is not in the job file.")
     last = spot[-1]
     if isinstance(here, dict) or (isinstance(here, list) and isinstance(last, int) and last < len(here)):
-        here[str(last) if isinstance(here, dict) else last] = _value(raw.strip())
+        here[str(last) if isinstance(here, dict) else last] = _value(raw.strip())  # type: ignore[index]
         return spot
     raise ConfigError(f"--set {override}: {'.'.join(map(str, spot[:-1]))} is not a table of the job file.")
 

@@ -1,0 +1,88 @@
+"""A checked job carried out in a run: built, trained, its model saved, its passages continued before and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from atoll.job.build import build, tokenizer_of
+from atoll.job.schema import Job
+
+if TYPE_CHECKING:
+    from atoll.federation import Federation
+    from atoll.result import Result
+    from atoll.store.run import Run
+    from atoll.types import Sink, Tree
+
+MODEL = "model"  # the folder of the trained model, in the run's
+
+
+class Outcome(NamedTuple):
+    """A finished run."""
+
+    result: Result
+    model: Path
+    passages: tuple[tuple[str, str], ...]  # (before | after, what the model wrote)
+
+
+def carry_out(
+    job: Job,
+    run: Run,
+    sinks: Sequence[Sink] = (),
+    say: Callable[[str], None] = lambda _: None,
+    each_round: Callable[[int, Tree], None] | None = None,
+) -> Outcome:
+    """Train what the job describes, going on from the run's last checkpoint if it has one.
+
+    `say` hears what is being done before the first round; `each_round` is as in `Federation.run`.
+
+    Raises:
+        AtollError: the data or the model can't be had, the parts do not go together, or a round can't be closed.
+    """
+    say("reading the data, loading the model")
+    federation = build(job)
+    run.note("task", federation.task.about)
+    passages = []
+    if job.samples:
+        say("continuing the passage, before training")
+        passages.append(("before", _passage(job, federation, None)))
+        run.note("passage before", passages[-1][1])
+    say("training")
+    with _outside(job, run) as more:
+        result = federation.run(job.rounds, store=run, sinks=[*sinks, *more], each_round=each_round)
+    model = result.save(run.folder / MODEL)
+    if job.samples:
+        say("continuing the passage, after training")
+        passages.append(("after", _passage(job, federation, result.params)))
+        run.note("passage after", passages[-1][1])
+    return Outcome(result, model, tuple(passages))
+
+
+@contextlib.contextmanager
+def _outside(job: Job, run: Run) -> Iterator[list[Any]]:
+    """The sinks of [sinks], closed at the end."""
+    with contextlib.ExitStack() as stack:
+        opened: list[Any] = []
+        if job.sinks.tensorboard:
+            from atoll.store.tensorboard import TensorBoard
+
+            opened.append(TensorBoard(job.sinks.tensorboard.folder or run.folder / "tensorboard"))
+        if job.sinks.mlflow:
+            from atoll.store.mlflow import MLflow
+
+            uri = job.sinks.mlflow.uri or f"sqlite:///{run.folder / 'mlflow.db'}"
+            opened.append(MLflow(uri, run.id, experiment=job.sinks.mlflow.experiment, config=job.model_dump(exclude_none=True)))
+        for sink in opened:
+            stack.callback(sink.close)
+        yield opened
+
+
+def _passage(job: Job, federation: Federation, parameters: Tree | None) -> str:
+    from atoll.tasks.generation import continue_text
+
+    assert job.samples is not None
+    return continue_text(
+        federation.task, tokenizer_of(job), job.samples.prompt, job.samples.tokens, seed=job.seed, parameters=parameters
+    )
