@@ -45,6 +45,27 @@ def holdings(dataset: Dataset) -> list[Holding]:
     return rows
 
 
+def table(dataset: Dataset) -> str:
+    """Who holds what as plain text: one line a client, its most frequent labels last.
+
+    >>> data = Dataset("toy", {"a": {"train": Tensors({"y": torch.tensor([0, 1, 1])})}}, None, {"labels": ["cat", "dog"]})
+    >>> print(table(data))
+    client  train  test  labels
+    a           3     0  dog 2, cat 1
+    """
+    rows = [("client", "train", "test", "labels")]
+    for row in holdings(dataset):
+        most = sorted(row.labels.items(), key=lambda item: (-item[1], item[0]))
+        labels = ", ".join(f"{name} {count:,}" for name, count in most[:5]) + (f", {len(most) - 5} more" if len(most) > 5 else "")
+        rows.append((row.client, f"{row.train:,}", f"{row.test:,}", labels))
+    wide = [max(len(row[place]) for row in rows) for place in range(3)]
+    if not any(row[3] for row in rows[1:]):
+        rows[0] = (*rows[0][:3], "")
+    return "\n".join(
+        f"{name:<{wide[0]}}  {train:>{wide[1]}}  {test:>{wide[2]}}  {labels}".rstrip() for name, train, test, labels in rows
+    )
+
+
 def _counts(examples: Examples, names: Sequence[str]) -> dict[str, int]:
     if isinstance(examples, Texts):
         labels = None if examples.labels is None else torch.tensor(examples.labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from atoll.data.clients import share
 from atoll.data.frame import inputs, target
@@ -12,6 +12,9 @@ from atoll.data.partition.natural import natural
 from atoll.data.partition.parts import Partition
 from atoll.errors import DataError, missing_extra, unknown
 from atoll.types import Dataset
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def table(
@@ -56,7 +59,7 @@ def table(
 
 def shared_frame(
     name: str,
-    frame: Any,
+    frame: DataFrame,
     label: str,
     *,
     by: str | None,
@@ -95,7 +98,7 @@ def shared_frame(
     )
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> DataFrame:
     """A CSV, TSV or Parquet file as a pandas DataFrame.
 
     Raises:
