@@ -46,7 +46,7 @@ class Federation:
 
     >>> from atoll import digits, classification, dirichlet, fedavg, mlp, sgd
     >>> task = classification(mlp(64, [32], 10))
-    >>> data = digits(clients=8, partition=dirichlet(8, 0.5))
+    >>> data = digits(clients=8, partition=dirichlet(0.5))
     >>> result = Federation(task, data, fedavg(sgd(task, lr=0.1))).run(rounds=5)
     >>> result.metrics["accuracy"] > 0.6
     True

@@ -7,6 +7,7 @@ whatever the number of tensors.
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -160,7 +161,7 @@ def finite(a: Tree) -> bool:
     """No entry is NaN or infinite."""
     parts = [a.buffer] if isinstance(a, Flat) else list(a.values())
     # A sum is one fast pass; only when it is not finite (it may have overflowed) is every entry looked at.
-    return all(not x.is_floating_point() or bool(x.sum().isfinite()) or bool(x.isfinite().all()) for x in parts)
+    return all(not x.is_floating_point() or math.isfinite(float(x.sum())) or bool(x.isfinite().all()) for x in parts)
 
 
 def size_bytes(a: Tree) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import wait
 from typing import Any
 
+import torch
+
 from atoll.engines.serial import Clients, examples_of, no_data
 from atoll.engines.shared import Arena, Placed
 from atoll.engines.worker import Worker
@@ -70,20 +72,28 @@ class Processes:
                 self._queue.append(assignment)
 
     def results(self, timeout_s: float) -> Iterator[Answer]:
-        ends = self.now() + timeout_s
-        while True:
-            self._dispatch()
-            while self._ready:
-                yield self._ready.popleft()
+        ends, before = self.now() + timeout_s, torch.get_num_threads()
+        torch.set_num_threads(1)  # the cores are the workers'; a second thread of the fold would spin on one of them
+        try:
+            while True:
                 self._dispatch()
-            busy = [w for w in self._workers if w.doing]
-            left = ends - self.now()
-            if (not busy and not self._queue) or left <= 0:
-                return
-            by_handle = {handle: w for w in busy for handle in (w.pipe, w.process.sentinel)}
-            landed = wait(list(by_handle), timeout=min(left, 3600.0))
-            for worker in dict.fromkeys(by_handle[handle] for handle in landed):  # type: ignore[index]
-                self._hear(worker)
+                while self._ready:
+                    yield self._ready.popleft()
+                    self._dispatch()
+                busy = [w for w in self._workers if w.doing]
+                left = ends - self.now()
+                if (not busy and not self._queue) or left <= 0:
+                    return
+                self._listen(busy, left)
+        finally:
+            torch.set_num_threads(before)
+
+    def _listen(self, busy: list[Worker], timeout_s: float) -> None:
+        """Wait for replies and deaths, and take in what there is."""
+        by_handle = {handle: w for w in busy for handle in (w.pipe, w.process.sentinel)}
+        landed = wait(list(by_handle), timeout=min(timeout_s, 3600.0))
+        for worker in dict.fromkeys(by_handle[handle] for handle in landed):  # type: ignore[index]
+            self._hear(worker)
 
     def _dispatch(self) -> None:
         if not self._queue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle  # between this process and its own fork; never across a trust boundary
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ class Worker:
         try:
             if not self.pipe.poll():
                 return None
-            answer, placed, memory = self.pipe.recv()
+            answer, placed, memory = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, ConnectionResetError, BrokenPipeError):
             return None
         assignment, posts, wanted = self.doing.popleft()
@@ -92,7 +93,7 @@ class Worker:
 
     def _tell(self, message: object) -> None:
         with contextlib.suppress(OSError):  # dead: `receive` says so
-            self.pipe.send(message)
+            self.pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
 
 
 def _serve(
@@ -111,7 +112,7 @@ def _serve(
     torch.set_num_threads(threads)
     while True:
         try:
-            message = pipe.recv()
+            message = pickle.loads(pipe.recv_bytes())
         except (EOFError, ConnectionResetError):
             os._exit(0)
         if message is None:
@@ -121,7 +122,8 @@ def _serve(
                 arena.free(placed)
             continue
         assignment, posts = message
-        pipe.send(_answer(assignment, posts, locals_, clients, board, arena))
+        answer = _answer(assignment, posts, locals_, clients, board, arena)
+        pipe.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
 
 
 def _answer(
