@@ -82,6 +82,7 @@ def test_a_run_is_one_process_s_at_a_time(store: Store) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_environment())
     assert f"StoreError: the run {run.id} is in use by process {os.getpid()}" in done.stderr
     run.close()
+    program = f"from pathlib import Path; from atoll.store.lock import Lock; Lock(Path({str(run.folder / 'lock')!r}), 'it')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_environment())
     assert (done.returncode, done.stderr) == (0, "")
 

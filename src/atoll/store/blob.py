@@ -67,17 +67,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file. Raises Corrupt where it is torn, StoreError where it can't be read."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            header, start, size = _header(file, path)
+        with open(path, "rb") as file:
+            header, start = _header(file, path)
             meta = header.pop("__metadata__", {})
             found: dict[str, Tensor] = {}
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
                 x = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-                if end - begin != x.numel() * x.element_size() or begin < 0 or start + end > size:
+                if end - begin != x.numel() * x.element_size() or start + begin != file.tell():
                     raise Corrupt(f"{path} is damaged: the tensor {name!r} does not fit its place")
                 if end > begin:
-                    file.seek(start + begin)
                     _fill(file, _memory(x))
                 found[name] = x
     except OSError as error:
@@ -91,8 +90,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def metadata(path: Path) -> dict[str, str]:
     """The metadata of a file alone, without its tensors."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            header, _, _ = _header(file, path)
+        with open(path, "rb") as file:
+            header, _ = _header(file, path)
             return dict(header.get("__metadata__", {}))
     except OSError as error:
         raise error if isinstance(error, StoreError) else files.trouble(error, path) from error
@@ -124,7 +123,7 @@ def _fill(file: Any, place: memoryview) -> None:
         place = place[got:]
 
 
-def _header(file: Any, path: Path) -> tuple[dict[str, Any], int, int]:
+def _header(file: Any, path: Path) -> tuple[dict[str, Any], int]:
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or 8 + length > size:
@@ -135,7 +134,7 @@ def _header(file: Any, path: Path) -> tuple[dict[str, Any], int, int]:
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if size != 8 + length + max(ends, default=0):
         raise Corrupt(f"{path} is torn: it is {size} bytes long, and should be {8 + length + max(ends, default=0)}")
-    return header, 8 + length, size
+    return header, 8 + length
 
 
 def _checksum(metadata: Mapping[str, str], parts: Any) -> int:

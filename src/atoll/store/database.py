@@ -87,9 +87,7 @@ class Database:
         config = _config(connection, migrations)
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if revision is not None and revision not in known:
-            raise VersionError(
-                f"{self} was upgraded by a newer Atoll (revision {revision}); upgrade atoll, or give another folder"
-            )
+            raise VersionError(f"{self} is of a newer Atoll (revision {revision}); upgrade atoll, or name another database")
         if revision is not None and self.url.get_backend_name() == "sqlite":
             _copy(connection, Path(str(self.url.database)), revision)
         command.upgrade(config, "head")

@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from atoll.errors import StoreError
 
@@ -17,15 +17,16 @@ _SERIAL = itertools.count()
 
 
 @contextlib.contextmanager
-def replacing(path: Path, size_bytes: int, *, durable: bool = False) -> Iterator[Any]:
+def replacing(path: Path, size_bytes: int, *, durable: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and leaves nothing behind when it does not."""
     temporary = path.with_name(f".{next(_SERIAL)}-{os.getpid()}.tmp")
     try:
         try:
-            with open(temporary, "wb", buffering=0) as raw:
-                yield _Whole(raw)
+            with open(temporary, "wb") as file:
+                yield file
                 if durable:
-                    os.fsync(raw.fileno())
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
             if durable:
                 flush_folder(path.parent)
@@ -70,15 +71,3 @@ def trouble(error: OSError, path: Path, size_bytes: int = 0) -> StoreError:
     if isinstance(error, FileNotFoundError):
         return StoreError(f"{path} does not exist")
     return StoreError(f"{path.parent} can't be used: {error.strerror or error}; give a folder that may be written")
-
-
-class _Whole:
-    """A raw file whose `write` takes all it is given: the system may take less in one call (2 GiB, a full disk)."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
-
-    def write(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
-        while len(rest):
-            rest = rest[self.raw.write(rest) :]

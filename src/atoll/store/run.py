@@ -110,7 +110,7 @@ class Run:
             with quietly:
                 if error is None and not self._ended:
                     self.finish("finished" if self._all_done() else "interrupted")
-                elif isinstance(error, Exception) and not isinstance(error, GeneratorExit):
+                elif isinstance(error, Exception):
                     self.finish("failed", str(error) if isinstance(error, AtollError) else f"{type(error).__name__}: {error}")
                 elif error is not None:
                     self.finish("interrupted")

@@ -7,6 +7,7 @@ returns), the file must agree with it. A tree that is met twice is written once,
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -223,8 +224,9 @@ def _flatten(found: dict[str, Tensor]) -> Flat:
 
 def _class(module: str, name: str, place: str) -> Any:
     """The named tuple of that name. A module of ours may be imported for it; anyone else's must have been already."""
-    if module not in sys.modules and module.partition(".")[0] == "atoll":
-        importlib.import_module(module)
+    if module.startswith("atoll.") and not module.endswith("__main__"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
