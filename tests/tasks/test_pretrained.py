@@ -15,7 +15,7 @@ from atoll.rng import seeded
 from atoll.tasks.causal_lm import causal_lm
 from atoll.tasks.dtype import gains_from_bf16, weights_dtype
 from atoll.tasks.generation import continue_text
-from atoll.tasks.pretrained import KNOWN, cached, parameter_shapes, pretrained, tokenizer
+from atoll.tasks.pretrained import KNOWN, cached, parameter_shapes, pretrained, tokenizer, trained_shapes
 from atoll.tasks.sequence_classification import sequence_classification
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer"
@@ -31,7 +31,7 @@ def test_what_is_not_here_has_no_shapes():
 
 
 def test_shapes_are_known_without_torch():
-    code = "import sys; from atoll.tasks.pretrained import parameter_shapes as p; p('minilm'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from atoll.tasks.pretrained import trained_shapes as f; f('minilm', {}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -63,6 +63,27 @@ def test_continuation_writes_with_the_parameters_given(saved, plain):
         continue_text(task, Letters(), "abc", temperature=-1)
     with pytest.raises(ConfigError, match="Linear can't generate"):
         continue_text(linear(), Letters(), "abc")
+
+
+def test_what_crosses_the_network_without_torch(saved, plain):
+    for family, factory, classes in (("llama", causal_lm, None), ("bert", sequence_classification, 2)):
+        for adapter in (None, {"rank": 3}):
+            real = plain(factory(saved(family), adapter=adapter).module)
+            told = trained_shapes(saved(family), adapter, classes)
+            assert sorted(told.values()) == sorted(tuple(x.shape) for x in real.values())
+    assert trained_shapes("no-such/model") is None
+
+
+def test_short_inputs_in_bf16_give_the_gradient_of_the_fused_kernel(saved, gradient, plain):
+    task = causal_lm(saved("llama"), adapter={"rank": 2}, dtype="bf16")
+    with seeded(2):
+        params = {name: torch.randn_like(x).requires_grad_() for name, x in plain(task.module).items()}
+    batch = {"input_ids": torch.arange(20).view(2, 10)}
+    short = gradient(task, batch, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atoll.tasks.causal_lm._SHORT", 0)
+        fused = gradient(task, batch, params)
+    torch.testing.assert_close(short, fused, rtol=0.1, atol=0.02)
 
 
 @pytest.mark.fetch

@@ -11,7 +11,7 @@ from atoll.rng import seeded
 from atoll.tasks import adapter as adapters
 from atoll.tasks.adapter import Adapter
 from atoll.tasks.dtype import weights_dtype
-from atoll.tasks.pretrained import pretrained, quiet
+from atoll.tasks.pretrained import in_dtype, quiet
 from atoll.types import Batch, Tree
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load(
         import transformers
     except ImportError:
         raise missing_extra("transformers", "llm", "language models") from None
-    folder = pretrained(model)
+    folder = in_dtype(model, str(weights).removeprefix("torch."))
     with seeded(seed), quiet():  # a new head and the adapter's A are drawn at random
         try:
             module = getattr(transformers, auto).from_pretrained(folder, dtype=weights, **settings)

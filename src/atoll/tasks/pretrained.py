@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from atoll.errors import FetchError, missing_extra
 from atoll.models import shapes
 from atoll.models.header import header
 from atoll.models.shapes import Shapes
+from atoll.tasks.adapter import Adapter, read
 
 
 class Known(NamedTuple):
@@ -57,7 +59,18 @@ def pretrained(name: str) -> Path:
         return _from_hub(name)
     known = KNOWN[name]
     source = fetch(known.package) / known.inside
-    return source if source.is_dir() else _converted(source, _place(name))
+    return source if source.is_dir() else _once(_place(name), lambda made: _convert(source, made))
+
+
+def in_dtype(name: str, dtype: str) -> Path:
+    """`pretrained(name)`, with the weights of a known model stored in `dtype`, "float32" or "bfloat16".
+
+    A file in the dtype that is wanted is mapped and not copied, so that all processes of a machine share one base.
+    """
+    folder = pretrained(name)
+    if name not in KNOWN or dtype == "float32":
+        return folder
+    return _once(_place(name).with_name(f"{_place(name).name}-{dtype}"), lambda made: _cast(folder, made, dtype))
 
 
 def cached(name: str) -> Path | None:
@@ -123,11 +136,8 @@ def _place(name: str) -> Path:
     return cache_folder() / "models" / f"{name}-{place(KNOWN[name].package).name.rpartition('-')[2]}-1"
 
 
-def _converted(gguf: Path, folder: Path) -> Path:
-    """A GGUF file as a transformers folder in float32, made beside `folder` and renamed: there whole or not at all.
-
-    Loading GGUF costs over 20 CPU-seconds, mostly de-quantisation; the folder loads in about one.
-    """
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, made by `make` beside it and renamed: there whole or not at all, and by one process at a time."""
     from filelock import FileLock
 
     try:
@@ -136,14 +146,18 @@ def _converted(gguf: Path, folder: Path) -> Path:
             if not folder.is_dir():
                 with tempfile.TemporaryDirectory(prefix=".convert-", dir=folder.parent) as scratch:
                     made = Path(scratch, "model")
-                    _convert(gguf, made)
+                    make(made)
                     os.replace(made, folder)
     except OSError as error:
-        raise FetchError(f"{gguf.name} could not be converted into {folder}: {error}; is there room for it?") from error
+        raise FetchError(f"the model could not be converted into {folder}: {error}; is there room for it?") from error
     return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    """A GGUF file as a transformers folder in float32.
+
+    Loading GGUF costs over 20 CPU-seconds, mostly de-quantisation; the folder loads in about one.
+    """
     try:
         import gguf as _  # noqa: F401  # transformers asks for it late, and with a longer story
         import transformers
@@ -164,6 +178,16 @@ def _convert(gguf: Path, folder: Path) -> None:
         transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
+def _cast(source: Path, folder: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", ".*"))
+    for file in source.glob("*.safetensors"):
+        tensors = {name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for name, x in load_file(file).items()}
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+
+
 def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
@@ -177,3 +201,27 @@ def _from_hub(name: str) -> Path:
             f"the model {name!r} is neither a known name ({known}), nor a folder here, nor to be had from the Hugging Face hub: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
         ) from error
+
+
+def trained_shapes(name: str, adapter: Adapter | Mapping[str, Any] | None = None, classes: int | None = None) -> Shapes | None:
+    """What crosses the network when this model is trained, without torch; None when the model is not on this machine.
+
+    Args:
+        name: as for `pretrained`.
+        adapter: as for `causal_lm`; None: all parameters.
+        classes: of `sequence_classification`, whose head (counted as one linear layer, as BERT's is) is trained too.
+
+    >>> shapes.count(trained_shapes("smollm2-135m", {"rank": 8, "targets": ["q_proj", "v_proj"]}))
+    460800
+    """
+    base, low_rank = parameter_shapes(name), read(adapter)
+    if base is None:
+        return None
+    trained = base if low_rank is None else shapes.lora(base, low_rank.rank, low_rank.targets)
+    if classes is None:
+        return trained
+    width = next(shape[1] for tensor, shape in base.items() if len(shape) == 2)
+    prefix = "" if low_rank is None else "base_model.model."
+    infix = "" if low_rank is None else "modules_to_save.default."
+    head = {f"{prefix}classifier.{infix}weight": (classes, width), f"{prefix}classifier.{infix}bias": (classes,)}
+    return {**trained, **head}
