@@ -106,7 +106,8 @@ def over_selecting(
     """
     if factor < 1:
         raise ConfigError(f"over_selecting factor = {factor}: must be 1 or more")
-    return Policy(math.ceil(clients_per_round * factor), clients_per_round, min_updates, on_failure=on_failure)
+    asked = math.ceil(round(clients_per_round * factor, 9))  # 10 * 1.1 is a hair above 11
+    return Policy(asked, clients_per_round, min_updates, on_failure=on_failure)
 
 
 def deadline(

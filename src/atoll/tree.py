@@ -6,7 +6,6 @@ whatever the number of tensors.
 
 from __future__ import annotations
 
-import builtins
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -154,7 +153,16 @@ def norm(a: Tree) -> float:
     >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     5.0
     """
-    return float(builtins.max(0.0, dot(a, a)) ** 0.5)
+    parts = [a.buffer] if isinstance(a, Flat) else a.values()
+    return math.hypot(*(_length(x.detach().reshape(-1)) for x in parts))
+
+
+def _length(x: Tensor) -> float:
+    x = x if x.is_floating_point() else x.double()
+    squared = float(torch.dot(x, x)) if x.dtype in (torch.float32, torch.float64) else 0.0
+    if 1e-30 < squared < math.inf:
+        return math.sqrt(squared)
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64))  # ten times slower, but nothing over- or underflows
 
 
 def finite(a: Tree) -> bool:

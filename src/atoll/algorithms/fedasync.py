@@ -62,7 +62,8 @@ def mixing(w: Tree, alpha: float, discount: Staleness) -> Aggregator[Mixed]:
     """mean_k alpha s(age_k) (y_k - w): added to w, one update of it is FedAsync's mix."""
 
     def add(acc: Mixed, update: Update) -> Mixed:
-        step = tree.scale(tree.sub(update.tree, w), alpha * discount(update.age))
+        factor = alpha * discount(update.age)
+        step = tree.map(lambda w, y: factor * (y.to(w.dtype) - w), w, update.tree)  # y may come in a narrower type
         return merge(acc, Mixed(step, 1))
 
     def merge(a: Mixed, b: Mixed) -> Mixed:

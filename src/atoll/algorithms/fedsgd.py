@@ -6,6 +6,7 @@ from typing import Literal
 
 from atoll import server_opt as opt
 from atoll.algorithms.fedavg import State, fedavg
+from atoll.errors import ConfigError
 from atoll.local.binding import binding
 from atoll.local.full_gradient import full_gradient
 from atoll.server_opt import ServerOpt
@@ -28,11 +29,17 @@ def fedsgd(
     >>> fedsgd(regression(linear(3, 1)), lr=0.5).local["train"].batching.epochs
     1
     """
+    if not lr > 0:
+        raise ConfigError(f"fedsgd lr = {lr}: a learning rate must be above 0")
     step_by = opt.momentum(1.0, momentum) if momentum else opt.sgd(1.0)
     buffers = set(binding(task.module).buffers)
 
-    def update(mean: Tree, state: object) -> tuple[Tree, object]:
-        # Parameters arrive as gradients and go down by lr; buffers arrive as differences and are added.
-        return step_by.update({name: x if name in buffers else -lr * x for name, x in mean.items()}, state)
+    def init(w: Tree) -> object:
+        return step_by.init({name: x for name, x in w.items() if name not in buffers})
 
-    return fedavg(full_gradient(task, batch_size, precision), ServerOpt(step_by.init, update))
+    def update(mean: Tree, state: object) -> tuple[Tree, object]:
+        # Parameters arrive as gradients and go down by lr; buffers arrive as differences and are added, without momentum.
+        step, after = step_by.update({name: -lr * x for name, x in mean.items() if name not in buffers}, state)
+        return {**step, **{name: x for name, x in mean.items() if name in buffers}}, after
+
+    return fedavg(full_gradient(task, batch_size, precision), ServerOpt(init, update))

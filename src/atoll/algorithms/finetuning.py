@@ -11,6 +11,7 @@ from typing import Any
 from atoll import tree
 from atoll.aggregators.mean import mean
 from atoll.algorithms.evaluation import Evaluated
+from atoll.errors import ConfigError
 from atoll.types import Algorithm, Assignment, ClientId, Local, Reduced, Request, Seen, Tree, Update
 
 PERSONAL = "personal/"
@@ -34,6 +35,8 @@ def with_finetuning(
     >>> sorted(alg.local)
     ['finetune', 'global', 'personal', 'train']
     """
+    if not clients:
+        raise ConfigError("fine-tuning is judged on each client's own test examples, and no client has any: split some off")
 
     def final(assignment: Assignment, carry: Any, seen: Seen) -> tuple[Update, Tree]:
         update, memory = local.final(assignment, carry, seen)

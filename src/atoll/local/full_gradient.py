@@ -20,6 +20,7 @@ class Carry(NamedTuple):
     buffers: dict[str, Tensor]
     sums: list[Tensor]  # of per-example gradients, in the order of params
     loss: Tensor
+    memory: Tree
 
 
 def full_gradient(
@@ -41,7 +42,7 @@ def full_gradient(
         task.module.train()
         params = {name: assignment.tree[name].detach().clone().requires_grad_() for name in bound.params}
         buffers = {name: assignment.tree[name].clone() for name in bound.buffers}
-        return Carry(params, buffers, [torch.zeros_like(p) for p in params.values()], torch.zeros(()))
+        return Carry(params, buffers, [torch.zeros_like(p) for p in params.values()], torch.zeros(()), memory)
 
     def step(carry: Carry, batch: Batch) -> Carry:
         loss, grads = of(carry.params, carry.buffers, batch)
@@ -56,6 +57,6 @@ def full_gradient(
         moved = {name: x - assignment.tree[name] for name, x in carry.buffers.items()}
         payload = tree.pack({**dict(zip(carry.params, carry.sums, strict=True)), **moved})
         metrics = {"loss": float(carry.loss) / seen.examples}
-        return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), metrics), {}
+        return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), metrics), carry.memory
 
     return Local(init, step, final, Batching("train", batch_size))

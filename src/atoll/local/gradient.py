@@ -44,13 +44,16 @@ def gradient(task: Task, precision: Precision = "fp32", accumulate: int = 1, che
         return loss.detach(), list(grads)
 
     def in_parts(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        size = len(next(iter(batch.values())))
+        size, counted = len(next(iter(batch.values()))), task.count(batch)
         part = -(-size // accumulate)
         total = torch.zeros(())
         sums: list[Tensor] = []
         for start in range(0, size, part):
             piece = {name: x[start : start + part] for name, x in batch.items()}
-            share = len(next(iter(piece.values()))) / size
+            count = task.count(piece)
+            if not count and counted:
+                continue  # a part in which nothing counts (padding alone): its mean is not a number
+            share = count / max(counted, 1)  # the loss is a mean over what the task counts
             loss, grads = whole(params, buffers, piece)
             total = total + share * loss
             if sums:

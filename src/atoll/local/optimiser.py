@@ -42,7 +42,8 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
                 grads = state["v"]
         torch._foreach_add_(params, grads, alpha=-lr)
 
-    return Optimiser("sgd", momentum, init, step)
+    # Named apart: what an algorithm derives from the momentum (FedNova's a_k) is not the same.
+    return Optimiser("nesterov" if momentum and nesterov else "sgd", momentum, init, step)
 
 
 def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01) -> Optimiser:

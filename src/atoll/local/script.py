@@ -76,6 +76,7 @@ def script(
             for name, x in own.items():
                 x.copy_(carry.start[name])
         task.module.train()
+        task.module.zero_grad(set_to_none=True)  # what the last client's loop left there is not this client's
         metrics = dict(train(task.module, Loader(carry.batches, fields)) or {})
         payload = tree.pack(tree.sub(own, carry.start))
         return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), metrics), carry.memory
