@@ -27,7 +27,7 @@ def test_numbers_are_charts_and_a_resumed_run_draws_none_twice(tmp_path: Path) -
         board.emit(Event("reduced", round, "train", metrics={"loss": 1.0 + round}))
         board.emit(Event("round", round, metrics={"seconds": 0.5}))
     board.close()
-    board = TensorBoard(tmp_path, round=2)
+    board = TensorBoard(tmp_path)
     board.emit(Event("update", 2, "train", ClientId("north"), {"loss": 9.0}))
     board.emit(Event("reduced", 2, "train", metrics={"loss": 8.0}))
     board.emit(Event("failure", 2, "train", ClientId("south"), text="lost"))
