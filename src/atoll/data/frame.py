@@ -99,6 +99,8 @@ def target(frame: Any, label: str) -> tuple[Tensor, list[str]]:
         raise DataError(
             f"the label {label!r} is missing in {int(missing.sum())} rows, first in row {int(missing.argmax())}; drop them."
         )
+    if is_numeric(series) and (infinite := np.isinf(series.to_numpy(dtype=np.float64))).any():
+        raise DataError(f"the label {label!r} holds an infinity in row {int(infinite.argmax())}; drop it.")
     whole = not is_numeric(series) or (series.to_numpy() % 1 == 0).all()
     if whole and series.nunique() <= 100:
         values = series.astype(str) if not is_numeric(series) else series.astype("int64")
@@ -106,7 +108,4 @@ def target(frame: Any, label: str) -> tuple[Tensor, list[str]]:
         return torch.from_numpy(numbers.reshape(-1)).long(), [str(value) for value in classes]
     if not is_numeric(series):
         raise DataError(f"the label {label!r} holds {series.nunique()} different words; a class needs to occur more than once.")
-    values = series.to_numpy(dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise DataError(f"the label {label!r} holds an infinity in row {int((~np.isfinite(values)).argmax())}; drop it.")
-    return torch.from_numpy(values).unsqueeze(1), []
+    return torch.from_numpy(series.to_numpy(dtype=np.float32)).unsqueeze(1), []

@@ -55,6 +55,8 @@ def hub(
         raise ConfigError("text and image are both given; a client holds one or the other.")
     if text is None and label is None:
         raise ConfigError("neither text nor label is given; say what there is to learn.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}, but must be 1 or more: the number of rows to read.")
     rows = _loaded(name, config, split)
     for column in (text, target_text, image, label, by, *(features or ())):
         if column is not None and column not in rows.column_names:
@@ -93,7 +95,7 @@ def _loaded(name: str, config: str | None, split: str) -> Any:
     try:
         saved = Path(name, "dataset_dict.json").is_file() or Path(name, "state.json").is_file()
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:  # datasets raises all three, for one cause or another
+    except (OSError, ValueError, RuntimeError, IndexError) as error:  # datasets raises all, IndexError for an empty folder
         raise FetchError(
             f"the data set {name!r} could not be loaded: {error}. Give a name on the hub or a saved folder."
         ) from error

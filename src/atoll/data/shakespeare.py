@@ -6,6 +6,7 @@ client holds whole speeches as text, for any tokenizer, and its splits follow th
 
 from __future__ import annotations
 
+import functools
 import re
 from configparser import RawConfigParser
 from pathlib import Path
@@ -71,6 +72,7 @@ def shakespeare(
     return in_order("shakespeare", {name: said[name] for name in chosen}, about, test_fraction, server_fraction)
 
 
+@functools.lru_cache(maxsize=1)  # several federations of one process ask for them
 def _all_speeches(folder: Path) -> dict[str, list[str]]:
     titles = RawConfigParser(strict=False)
     titles.read_string((folder / "metadata.txt").read_text(encoding="latin-1"))
