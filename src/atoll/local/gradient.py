@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -74,4 +74,20 @@ def _checkpointed(task: Task) -> Callable[[nn.Module, Batch], Any]:
     if enable is not None:
         enable({"use_reentrant": False})
         return task.forward
-    return lambda module, batch: checkpoint(task.forward, module, batch, use_reentrant=False)
+    counting: list[Any] = [part for part in task.module.modules() if getattr(part, "track_running_stats", False)]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        # Batch norm counted this batch in the first pass; with momentum 0 the second one leaves its statistics alone.
+        own = [part.momentum for part in counting]
+        for part in counting:
+            part.momentum = 0.0
+        try:
+            yield
+        finally:
+            for part, momentum in zip(counting, own, strict=True):
+                part.momentum = momentum
+
+    return lambda module, batch: checkpoint(
+        task.forward, module, batch, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+    )
