@@ -18,10 +18,12 @@ def emit(sink: MLflow, rounds: range) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_are_metrics_and_a_resumed_run_logs_none_twice(tmp_path: Path) -> None:
+def test_numbers_are_metrics_and_a_resumed_run_logs_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    sink = MLflow(uri, "a-1", experiment=str(tmp_path.name), clients=True)
+    monkeypatch.chdir(tmp_path)
+    config = {"model": {"name": "mlp", "widths": [32]}, **{f"x{number}": "y" * 900 for number in range(150)}}
+    sink = MLflow(uri, "a-1", experiment=str(tmp_path.name), config=config, clients=True)
     emit(sink, range(3))
     sink = MLflow(uri, "a-1", experiment=str(tmp_path.name), clients=True)
     emit(sink, range(2, 4))
@@ -29,6 +31,9 @@ def test_numbers_are_metrics_and_a_resumed_run_logs_none_twice(tmp_path: Path) -
     client = mlflow.MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
     assert (run.info.status, run.info.run_name) == ("FINISHED", "a-1")
+    assert (run.data.params["model.name"], run.data.params["model.widths"]) == ("mlp", "[32]")
+    assert len(run.data.params) == 152
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"], "MLflow left something in the working directory"
 
     def history(name: str) -> list[tuple[int, float]]:
         return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))

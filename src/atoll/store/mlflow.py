@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atoll.errors import StoreError, missing_extra
@@ -12,6 +11,7 @@ from atoll.types import Event
 
 _TAG = "atoll.run"
 _BATCH = 1000  # MLflow takes no more at once
+_VALUE = 500  # the longest parameter that every MLflow takes
 
 
 class MLflow:
@@ -46,7 +46,7 @@ class MLflow:
             entry = mine[0] if mine else self._client.create_run(home, tags={_TAG: run}, run_name=run)
             self._run = entry.info.run_id
             if not mine and config:
-                self._client.log_dict(self._run, json.loads(json.dumps(config, default=str)), "config.json")
+                self._log_config(config)
             elif mine:
                 self._client.update_run(self._run, status="RUNNING")
         except MlflowException as error:
@@ -79,6 +79,14 @@ class MLflow:
         self.flush()
         self._client.set_terminated(self._run, status)
 
+    def _log_config(self, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        # As parameters, not as a file: MLflow would keep a file in the working directory, or need a file store.
+        found = [Param(_spell(key), str(value)[:_VALUE]) for key, value in _flat(config)]
+        for start in range(0, len(found), 100):
+            self._client.log_batch(self._run, params=found[start : start + 100])
+
     def _last(self, key: str) -> int:
         if not self._resumed:
             return -1
@@ -89,6 +97,19 @@ class MLflow:
 
     def _refused(self, error: Exception) -> StoreError:
         return StoreError(f"MLflow refuses: {str(error).partition(chr(10))[0]}; mend the tracking URI or go without MLflow")
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings by dotted name.
+
+    >>> list(_flat({"model": {"name": "mlp"}, "lr": 0.1}))
+    [('model.name', 'mlp'), ('lr', 0.1)]
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def _spell(key: str) -> str:
