@@ -19,7 +19,7 @@ MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 4 + [0] * 3])
 ADAPTER = {"rank": 2, "alpha": 4}
 CAUSAL = {"input_ids": IDS, "labels": IDS.masked_fill(MASK == 0, -100)}
 ANSWERS = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS[:, :4].masked_fill(MASK[:, 3:] == 0, -100)}
-CLASSES = {"input_ids": IDS, "attention_mask": MASK, "y": torch.tensor([0, 2, 1])}
+CLASSES = {"input_ids": IDS, "attention_mask": MASK, "labels": torch.tensor([0, 2, 1])}
 CASES = [
     (causal_lm, "llama", CAUSAL),
     (causal_lm, "tied-llama", CAUSAL),

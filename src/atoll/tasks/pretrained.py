@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from atoll.errors import FetchError, missing_extra
 from atoll.models import shapes
 from atoll.models.header import header
 from atoll.models.shapes import Shapes
-from atoll.tasks.adapter import Adapter, read
 
 
 class Known(NamedTuple):
@@ -79,7 +78,7 @@ def cached(name: str) -> Path | None:
         folder = Path(name).expanduser()
         return folder if folder.is_dir() else None
     known = KNOWN[name]
-    candidate = place(known.package) / known.inside if known.inside.endswith("/model") else _place(name)
+    candidate = _place(name) if known.inside.endswith(".gguf") else place(known.package) / known.inside
     return candidate if candidate.is_dir() else None
 
 
@@ -201,27 +200,3 @@ def _from_hub(name: str) -> Path:
             f"the model {name!r} is neither a known name ({known}), nor a folder here, nor to be had from the Hugging Face hub: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
         ) from error
-
-
-def trained_shapes(name: str, adapter: Adapter | Mapping[str, Any] | None = None, classes: int | None = None) -> Shapes | None:
-    """What crosses the network when this model is trained, without torch; None when the model is not on this machine.
-
-    Args:
-        name: as for `pretrained`.
-        adapter: as for `causal_lm`; None: all parameters.
-        classes: of `sequence_classification`, whose head (counted as one linear layer, as BERT's is) is trained too.
-
-    >>> shapes.count(trained_shapes("smollm2-135m", {"rank": 8, "targets": ["q_proj", "v_proj"]}))
-    460800
-    """
-    base, low_rank = parameter_shapes(name), read(adapter)
-    if base is None:
-        return None
-    trained = base if low_rank is None else shapes.lora(base, low_rank.rank, low_rank.targets)
-    if classes is None:
-        return trained
-    width = next(shape[1] for tensor, shape in base.items() if len(shape) == 2)
-    prefix = "" if low_rank is None else "base_model.model."
-    infix = "" if low_rank is None else "modules_to_save.default."
-    head = {f"{prefix}classifier.{infix}weight": (classes, width), f"{prefix}classifier.{infix}bias": (classes,)}
-    return {**trained, **head}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from atoll.errors import ConfigError, missing_extra
 from atoll.tasks.adapter import Adapter
 from atoll.tasks.batch import part
-from atoll.tasks.classification import accuracy
 from atoll.tasks.huggingface import inputs, load
 from atoll.types import Batch, Task
 
@@ -26,7 +25,7 @@ def sequence_classification(
 ) -> Task:
     """Sequence classification with a BERT-like encoder by path, hub name or "minilm": cross-entropy, and accuracy.
 
-    The batch holds "input_ids" (n, length), "y" (n,), both int64; optional are "attention_mask" (n, length), 0 where
+    The batch holds "input_ids" (n, length) and "labels" (n,), both int64; optional are "attention_mask" (n, length), 0 where
     the input is padding, and "token_type_ids" (n, length). The head is new, and is trained beside an adapter.
     The other arguments are those of `causal_lm`.
 
@@ -49,7 +48,7 @@ def sequence_classification(
     loaded = load(auto, "SEQ_CLS", model, adapter, dtype, gradient_checkpointing, seed, num_labels=classes)
     _accept_any_dtype(loaded.module)
     about = f"{classes} classes of sequences, {loaded.about}"
-    return Task(loaded.module, _loss, _forward, {"accuracy": accuracy}, save=loaded.save, about=about)
+    return Task(loaded.module, _loss, _forward, {"accuracy": _accuracy}, save=loaded.save, about=about)
 
 
 def _accept_any_dtype(module: nn.Module) -> None:
@@ -74,4 +73,8 @@ def _forward(module: nn.Module, batch: Batch) -> Tensor:
 def _loss(logits: Tensor, batch: Batch) -> Tensor:
     from torch.nn import functional as F
 
-    return F.cross_entropy(logits.float(), part(batch, "y"))
+    return F.cross_entropy(logits.float(), part(batch, "labels"))
+
+
+def _accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    return (logits.argmax(-1) == part(batch, "labels")).float().mean()
