@@ -15,7 +15,7 @@ class Flight:
     """The assignments of a run that are under way, over one engine."""
 
     def __init__(self, policy: Policy, engine: Engine) -> None:
-        self.out: dict[ClientId, tuple[Assignment, float]] = {}  # with the time at which the lease ends
+        self.out: dict[tuple[ClientId, str], tuple[Assignment, float]] = {}  # by client and work, with the lease's end
         self._lease_s, self._engine = policy.lease_s, engine
         self._logged: deque[Answer] = deque()  # of the open round, from before a kill
         self._early: deque[Answer] = deque()  # to work that was not being asked for when they landed
@@ -26,7 +26,7 @@ class Flight:
 
     def send(self, assignments: Sequence[Assignment]) -> None:
         known, ends = {_place(a) for a in self._logged}, self._engine.now() + self._lease_s
-        self.out.update((a.client, (a, ends)) for a in assignments)
+        self.out.update(((a.client, a.work), (a, ends)) for a in assignments)
         self._engine.submit([a for a in assignments if _place(a) not in known])
 
     def count(self, work: str) -> int:
@@ -49,7 +49,7 @@ class Flight:
                 silent = False
                 if not self._expects(answer):
                     continue
-                self.out[answer.client] = (self.out[answer.client][0], math.inf)
+                self.out[_job(answer)] = (self.out[_job(answer)][0], math.inf)
                 if answer.work == work:
                     yield answer, False
                 else:
@@ -65,7 +65,7 @@ class Flight:
 
     def _expects(self, answer: Answer) -> bool:
         """False, and the engine is told, for work that was cancelled or has expired, and for a second answer."""
-        assigned = self.out.get(answer.client)
+        assigned = self.out.get(_job(answer))
         expected = assigned is not None and _place(assigned[0]) == _place(answer)
         if not expected:
             self._engine.refuse(answer)
@@ -73,20 +73,24 @@ class Flight:
 
     def accept(self, answer: Answer) -> dict[str, float]:
         """The answer is accepted and its client free; what it cost on the network."""
-        assignment = self.out.pop(answer.client)[0]
+        assignment = self.out.pop(_job(answer))[0]
         up = tree.size_bytes(answer.tree) if isinstance(answer, Update) else 0
         return {"bytes_down": tree.size_bytes(assignment.tree), "bytes_up": up}
 
     def cancel(self, round: int, work: str) -> None:
         """Whoever is still at this work need not finish it."""
-        if late := [c for c, (a, _) in self.out.items() if a.work == work]:
+        if late := [job for job in self.out if job[1] == work]:
             self._engine.cancel(round, work)
-            for client in late:
-                del self.out[client]
+            for job in late:
+                del self.out[job]
 
 
 def _lost(assignment: Assignment, kind: str, reason: str) -> Failure:
     return Failure(assignment.round, assignment.client, assignment.work, kind, reason)
+
+
+def _job(x: Answer) -> tuple[ClientId, str]:
+    return x.client, x.work
 
 
 def _place(x: Assignment | Answer) -> tuple[int, ClientId, str]:

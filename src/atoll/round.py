@@ -75,7 +75,7 @@ def run(
         flight.open(shell.journal.accepted(state.round))
         flight.send(resumed)
         resumed = ()
-        idle = [c for c in everyone if c not in flight.out]
+        idle = sorted(set(everyone) - {client for client, _ in flight.out})
         cohort = [idle[i] for i in rng.permutation(len(idle), seed, "cohort", state.round).tolist()]
         flow = algorithm.round(state.algorithm, cohort)
         try:
@@ -104,8 +104,10 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
     top_up(in_flight - flight.count(work))
     for landed, replayed in flight.answers(work, until):
         if request.fresh and landed.round != now:
+            flight.accept(landed)  # its slot is free
             shell.engine.refuse(landed)
             shell.sink.emit(Event("late", now, work, landed.client, text=f"from round {landed.round}"))
+            top_up(not whole)
             continue
         answer = landed if isinstance(landed, Failure) else verdict(landed, fold.like)
         if not replayed:
