@@ -136,7 +136,7 @@ def test_heart_disease_is_four_hospitals_with_their_published_rates() -> None:
     data = heart_disease(test_fraction=0.0)
     assert list(data.clients) == ["Cleveland", "Hungary", "Switzerland", "VA Long Beach"]
     assert total(data) == 920
-    rates = {name: everything(splits["train"])["y"].float().mean().item() for name, splits in data.clients.items()}
+    rates = {str(name): everything(splits["train"])["y"].float().mean().item() for name, splits in data.clients.items()}
     assert rates["Hungary"] == pytest.approx(0.362, abs=0.02)
     assert rates["Switzerland"] == pytest.approx(0.935, abs=0.02)
     x = everything(data.clients[next(iter(data.clients))]["train"])["x"]

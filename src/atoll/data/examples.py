@@ -101,9 +101,8 @@ def _batches(examples: Examples, batching: Batching, seed: int) -> Iterator[Batc
     if ahead >= a_pass and left > a_pass and isinstance(examples, Tensors):
         examples = examples.mapped(dict)  # a small client read more than once: its rows side by side, not strewn over the base
     generator = rng.generator(seed, "batches") if batching.shuffle else None
-    in_order = torch.arange(count)
     while left > 0:
-        order = in_order if generator is None else torch.randperm(count, generator=generator)
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         whole = ahead >= a_pass and left >= a_pass
         for index in (order,) if whole else torch.split(order[: left * size], size * ahead):
             rows = examples.take(index)

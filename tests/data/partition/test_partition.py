@@ -189,7 +189,7 @@ def test_feature_shift_refuses_what_it_cannot_do() -> None:
 
 
 def test_natural_takes_all_or_the_largest_or_the_named() -> None:
-    columns = {"y": torch.zeros(10), "at": list("aaaabbbccd")}
+    columns: Columns = {"y": torch.zeros(10), "at": list("aaaabbbccd")}
     assert [(part.name, len(part.rows)) for part in natural("at")(columns, None, 0)] == [("a", 4), ("b", 3), ("c", 2), ("d", 1)]
     assert [part.name for part in natural("at")(columns, 2, 0)] == ["a", "b"]
     assert [part.name for part in natural("at", min_examples=3)(columns, None, 0)] == ["a", "b"]
@@ -201,7 +201,7 @@ def test_natural_takes_all_or_the_largest_or_the_named() -> None:
 
 
 def test_natural_names_both_numbers_and_near_names() -> None:
-    columns = {"y": torch.zeros(4), "at": ["Bern", "Bern", "Basel", "Basel"]}
+    columns: Columns = {"y": torch.zeros(4), "at": ["Bern", "Bern", "Basel", "Basel"]}
     with pytest.raises(ConfigError, match="clients is 3, but the column 'at' has 2 values"):
         natural("at")(columns, 3, 0)
     with pytest.raises(UnknownName, match="did you mean 'Basel'"):
