@@ -126,6 +126,11 @@ name = "serial"
         ("atoll=0", "atoll = 0: must be 1, the format of this file"),
         ("evaluation.every=true", "[evaluation] every = true: must be a whole number"),
         ("samples.tokens=5", "[samples] prompt is missing"),
+        ('samples={prompt="Who is there?"}', "[samples] needs the task causal_lm: classification continues no text"),
+        ("personalise=sgdd", "[personalise] no local is called 'sgdd'; did you mean 'sgd'?"),
+        ("personalise={lr=1}", "[personalise] name is missing: a name from `atoll catalog local`"),
+        ('task={name="causal_lm", adapter={rnk=8}}', "[task.adapter] no adapter setting is called 'rnk'; did you mean 'rank'?"),
+        ('task={name="causal_lm", adapter={rank=0}}', "[task.adapter] adapter rank 0 must be a whole number of at least 1"),
     ],
 )
 def test_each_problem_is_said_and_points_at_its_override(override: str, says: str) -> None:

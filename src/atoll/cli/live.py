@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from atoll.cli.guard import Stopped
-from atoll.cli.progress import Progress
+from atoll.cli.progress import SHOWN, Progress
 from atoll.cli.runs import store_at, write_report
 from atoll.job.plan import plan
 from atoll.report.units import duration, number, size
@@ -121,7 +121,8 @@ def _told(console: Console, record: Record, outcome: Outcome, report: Path) -> N
         start = record.global_series("baseline", name)
         table.add_row(name.replace("_", " "), number(start[0][1]) if start else "–", number(value))
     console.print(table)
-    sent = sum(point.value for point in record.series if point.name in ("bytes_up", "bytes_down") and point.client)
+    ways = ("bytes_up", "bytes_down")
+    sent = sum(point.value for point in record.series if point.name in ways and point.client and point.work not in SHOWN)
     console.print(f"{record.rounds} rounds in {duration(record.elapsed_s)}, {size(sent)} sent", highlight=False)
     for when, passage in outcome.passages:
         console.print(f"{when}: {passage.strip()}", highlight=False, markup=False)

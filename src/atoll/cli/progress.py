@@ -35,7 +35,10 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[told]}"), console=self._console
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[told]}"),
+                console=self._console,
             )
             self._task = self._bar.add_task("starting", total=self._rounds, told="")
             self._bar.start()
@@ -60,7 +63,8 @@ class Progress:
     def emit(self, event: Event) -> None:
         """Show what changed."""
         if event.kind == "update":
-            self._bytes += event.metrics.get("bytes_up", 0.0) + event.metrics.get("bytes_down", 0.0)
+            if event.work not in SHOWN:  # the server judges those itself
+                self._bytes += event.metrics.get("bytes_up", 0.0) + event.metrics.get("bytes_down", 0.0)
             if event.work not in JUDGING and event.client is not None:
                 self._heard.add(event.client)
         elif event.kind == "failure":
@@ -104,4 +108,4 @@ class Progress:
         return f"{duration(pace * (self._rounds - self._done))} to go"
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

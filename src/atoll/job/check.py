@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -28,7 +29,15 @@ WIRED: Mapping[str, frozenset[str]] = {
     "transform": frozenset({"seed", "population"}),
     "engine": frozenset({"locals_", "clients", "memories"}),
 }
-SECTIONS = {"data": "dataset", "task": "task", "local": "local", "algorithm": "algorithm", "policy": "policy", "engine": "engine", "personalise": "local"}
+SECTIONS = {
+    "data": "dataset",
+    "task": "task",
+    "local": "local",
+    "algorithm": "algorithm",
+    "policy": "policy",
+    "engine": "engine",
+    "personalise": "local",
+}
 
 
 class Problem(NamedTuple):
@@ -166,7 +175,7 @@ def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
         yield Problem((*spot, "name"), f"{_where(spot)}{error}")
         return
     for package, extra in entry.needs:
-        if importlib.util.find_spec(package.split(".")[0]) is None:
+        if _absent(package):
             yield Problem((*spot, "name"), f"{_where(spot)}{name} needs the package {package!r}: pip install 'atoll[{extra}]'")
     for key, value in given.items():
         if key != "name":
@@ -220,7 +229,7 @@ def _adapter(given: Any, spot: Spot) -> Iterator[Problem]:
     except ConfigError as error:
         key = next((key for key in given if f" {key} " in f"{error} " or f"'{key}'" in str(error)), None)
         yield Problem(spot if key is None else (*spot, key), f"{_where(spot)}{error}")
-    if importlib.util.find_spec("peft") is None:
+    if _absent("peft"):
         yield Problem(spot, f"{_where(spot)}adapters need the package 'peft': pip install 'atoll[llm]'")
 
 
@@ -253,6 +262,8 @@ def _together(job: Job) -> Iterator[Problem]:
         yield Problem((), f"[local] is missing: {algorithm.name} needs the clients' work, a name from `atoll catalog local`")
     if not needs_local and job.local is not None:
         yield Problem(("local",), f"[local] does not go with {algorithm.name}, which says itself what its clients do: remove it")
+    if job.samples is not None and job.task.name != "causal_lm":
+        yield Problem(("samples",), f"[samples] needs the task causal_lm: {job.task.name} continues no text")
     clients = clients_of(job)
     for key in ("clients_per_round", "clients_in_flight"):
         asked = job.policy.parameters.get(key)
@@ -263,8 +274,15 @@ def _together(job: Job) -> Iterator[Problem]:
     except ConfigError as error:
         yield Problem(("policy",), f"[policy] {error}")
     for package, asked_for in (("tensorboard", job.sinks.tensorboard), ("mlflow", job.sinks.mlflow)):
-        if asked_for is not None and importlib.util.find_spec(package) is None:
+        if asked_for is not None and _absent(package):
             yield Problem(("sinks", package), f"[sinks.{package}] needs the package {package!r}: pip install 'atoll[{package}]'")
+
+
+def _absent(package: str) -> bool:
+    """Not installed, whether it is named as it is imported (sklearn) or as it is installed (scikit-learn)."""
+    if importlib.util.find_spec(package.partition(".")[0]) is not None:
+        return False
+    return next(importlib.metadata.Distribution.discover(name=package), None) is None
 
 
 def _is_path(parameter: catalog.Parameter) -> bool:
