@@ -119,9 +119,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(here: Path, how: signal.Signals)
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_run_is_one_sentence(here: Path) -> None:
-    said = atoll("run", "job.toml", "--set", "task.model.inputs=63", cwd=here, code=1)
+    said = atoll("run", "job.toml", "--set", "task.model.inputs=63", cwd=here, code=2)
     assert "Traceback" not in said
-    assert "error: round 0, 'baseline'" in said or "error: round" in said
+    assert "error: [task] classification can't read digits: " in said
     assert "failed" in atoll("runs", cwd=here)
     many = atoll("run", "job.toml", "--set", "data.clients=9999", cwd=here, code=2)
     assert "error: [data" in many

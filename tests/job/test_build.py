@@ -88,6 +88,13 @@ def test_a_factorys_own_refusal_names_the_section() -> None:
         make("task", Named(name="classification", model={"name": "cnn", "kernel": 4}))
 
 
+def test_a_model_that_does_not_fit_the_data_is_said_with_the_shapes() -> None:
+    with pytest.raises(ConfigError, match=r"^\[task\] classification can't read digits: .*; one example is x float32 \(1, "):
+        build(check(parse(JOB, overrides=["task.model.inputs=63"])))
+    with pytest.raises(ConfigError, match=r"can't read digits: .*y int64 \(1,\)"):
+        build(check(parse(JOB, overrides=["task.model.outputs=1"])))
+
+
 def test_the_parts_must_go_together() -> None:
     with pytest.raises(ConfigError, match="momentum"):
         build(check(parse(JOB, overrides=["algorithm.name=scaffold", "local.momentum=0.9"])))

@@ -36,7 +36,7 @@ def show(
     else:
         document = parse("", name, [f'data.name="{name}"', *(f"data.{each}" for each in sets)])
     dataset = dataset_of(document)
-    from atoll.data import show as shown
+    import atoll.data.show as shown
 
     typer.echo(shown.table(dataset))
     if plot is not None:

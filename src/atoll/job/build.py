@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll import catalog
-from atoll.errors import ConfigError, JobError
+from atoll.errors import AtollError, ConfigError, JobError
 from atoll.job import values
 from atoll.job.check import WIRED, check, problems_of, spelling
 from atoll.job.schema import Job, Named
@@ -15,7 +15,7 @@ from atoll.job.text import Document, load
 
 if TYPE_CHECKING:
     from atoll.federation import Federation
-    from atoll.types import Dataset
+    from atoll.types import Dataset, Task
 
 SECTION = {"dataset": "data", "partition": "data.partition", "model": "task.model", "transform": "transforms"}
 
@@ -63,6 +63,7 @@ def build(job: Job) -> Federation:
 
     dataset = _judged(_tokenised(make("dataset", job.data, seed=job.seed), job), job)
     task = make("task", job.task, seed=job.seed)
+    _fits(task, dataset, job)
     wired = {"task": task, "seed": job.seed, "population": len(dataset.clients)}
     local = make("local", job.local, **wired) if job.local else None
     return Federation(
@@ -120,6 +121,30 @@ def tokenizer_of(job: Job) -> Any:
     from atoll.tasks.pretrained import tokenizer
 
     return tokenizer(job.task.parameters.get("model", parameter.default))
+
+
+def _fits(task: Task, dataset: Dataset, job: Job) -> None:
+    """One example through the model: shapes and types that do not fit are said before anything is started.
+
+    Raises:
+        ConfigError: the task can't read the data, or the model is not for it.
+    """
+    import torch
+
+    held = next((splits["train"] for splits in dataset.clients.values() if len(splits.get("train", ())) > 0), None)
+    if held is None:
+        return  # a client without data is said when it is asked
+    batch, training = held.take(torch.arange(1)), task.module.training
+    task.module.eval()
+    try:
+        with torch.no_grad():
+            task.loss(task.forward(task.module, batch), batch)
+    except (AtollError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        read = ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for name, x in batch.items())
+        told = str(error).partition("\n")[0]
+        raise ConfigError(f"[task] {job.task.name} can't read {dataset.name}: {told}; one example is {read}") from error
+    finally:
+        task.module.train(training)
 
 
 def _own(engine: Named) -> bool:

@@ -133,7 +133,8 @@ def _rule(detail: Any) -> str:
         "less_than": f"must be below {context.get('lt')}",
         "less_than_equal": f"must be {context.get('le')} or less",
     }
-    return rules.get(detail["type"], detail["msg"][:1].lower() + detail["msg"][1:])
+    message = str(detail["msg"])
+    return rules.get(detail["type"], message[:1].lower() + message[1:])
 
 
 def _section(key: str | int, spot: Spot, values: Mapping[str, Any]) -> str:
@@ -282,7 +283,7 @@ def _absent(package: str) -> bool:
     """Not installed, whether it is named as it is imported (sklearn) or as it is installed (scikit-learn)."""
     if importlib.util.find_spec(package.partition(".")[0]) is not None:
         return False
-    return next(importlib.metadata.Distribution.discover(name=package), None) is None
+    return not any(importlib.metadata.Distribution.discover(name=package))
 
 
 def _is_path(parameter: catalog.Parameter) -> bool:
