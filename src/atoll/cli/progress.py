@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SHOWN = ("baseline", "evaluate")  # works whose means are the model's quality
 JUDGING = (*SHOWN, "evaluate_clients", "global", "finetune", "personal")  # works that do not train the global model
 
+REDRAW_S = 0.1
+
 
 class Progress:
     """A sink that shows rounds, clients, loss, time to go and bytes. It owns the terminal's last line: use it in a `with`."""
@@ -27,6 +29,7 @@ class Progress:
         self._heard, self._lost, self._bytes = set[str](), 0, 0.0
         self._quality: dict[str, float] = {}
         self._bar: Any = None
+        self._drawn = 0.0
         self._task: Any = None
 
     def __enter__(self) -> Self:
@@ -34,12 +37,9 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[told]}"),
-                console=self._console,
-            )
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[told]}")
+            # Drawn when something happens and not by a thread of its own: an engine is about to fork this process.
+            self._bar = Bar(*columns, console=self._console, auto_refresh=False)
             self._task = self._bar.add_task("starting", total=self._rounds, told="")
             self._bar.start()
         return self
@@ -51,7 +51,7 @@ class Progress:
     def say(self, what: str) -> None:
         """What is being done before or after the rounds."""
         if self._bar is not None:
-            self._bar.update(self._task, description=what)
+            self._bar.update(self._task, description=what, refresh=True)
         else:
             self._print(what)
 
@@ -84,7 +84,9 @@ class Progress:
             if self._done == self._first + 1:
                 self._after_first = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=self._where(), told=self._told())
+            often = time.monotonic() - self._drawn < REDRAW_S and event.kind != "round"
+            self._bar.update(self._task, completed=self._done, description=self._where(), told=self._told(), refresh=not often)
+            self._drawn = self._drawn if often else time.monotonic()
 
     def _where(self) -> str:
         return f"round {min(self._done + 1, self._rounds)}/{self._rounds}"

@@ -63,11 +63,10 @@ def runs(store: Place = None) -> None:
 def compare(
     run: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two or more runs.", show_default=False)],
     store: Place = None,
-    output: Annotated[Path | None, typer.Option("--html", help="Also write one self-contained HTML file.")] = None,
 ) -> None:
     """Set runs side by side: how each ended, and the settings in which they differ.
 
-    Examples: `atoll compare fashion-20260101-7k2m fashion-20260101-8z00`, `atoll compare RUN RUN --html both.html`
+    Example: `atoll compare fashion-20260101-7k2m fashion-20260101-8z00`
     """
     from rich.console import Console
     from rich.table import Table
@@ -85,11 +84,6 @@ def compare(
     for label, values in _side_by_side(records):
         table.add_row(label, *(value.replace("[", "\\[") for value in values))
     Console().print(table)
-    if output is not None:
-        from atoll.report.page import render_comparison
-
-        output.write_text(render_comparison(records), encoding="utf-8")
-        typer.echo(f"comparison: {output}")
 
 
 def report(
