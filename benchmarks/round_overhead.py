@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from atoll import fashion_mnist, fedavg, iid, mlp, rng, sgd
 from atoll import classification as classify
+from atoll import fashion_mnist, fedavg, iid, mlp, rng, sgd
 from atoll.engines.processes import processes
 from atoll.engines.serial import serial
 from atoll.local.binding import binding
@@ -33,6 +33,8 @@ Loss = Callable[[], float]
 
 
 class Quiet:
+    """A sink that drops everything."""
+
     def emit(self, event: Event) -> None:
         pass
 
@@ -112,7 +114,7 @@ def main() -> None:
             if number == rounds - 1:
                 losses[name] = loss()
     cpu = {}
-    for name, contender in contenders.items():
+    for contender in contenders.values():
         contender.close()  # type: ignore[attr-defined]
     for name, make in {
         "bare loop": lambda: bare(data, 5),

@@ -26,7 +26,7 @@ from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.store.sinks import Several
 from atoll.transforms.pipe import pipe
-from atoll.types import Algorithm, ClientId, Dataset, Engine, Examples, Local, Sink, Task, Transform, Tree
+from atoll.types import HELD_OUT, Algorithm, ClientId, Dataset, Engine, Examples, Local, Sink, Task, Transform, Tree
 
 if TYPE_CHECKING:
     from atoll.store.run import Run
@@ -140,7 +140,7 @@ class Federation:
         if test is None:
             return {}
         parts = torch.arange(len(test)).chunk(min(SHARDS, len(test)))
-        return {ClientId(f"held-out/{i}"): {"test": Share(test, part)} for i, part in enumerate(parts)}
+        return {ClientId(f"{HELD_OUT}{i}"): {"test": Share(test, part)} for i, part in enumerate(parts)}
 
 
 class Share:

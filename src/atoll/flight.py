@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from atoll import tree
 from atoll.policy import Policy
-from atoll.types import Answer, Assignment, ClientId, Engine, Failure, Update
+from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Engine, Failure, Update
 
 
 class Flight:
@@ -36,24 +36,17 @@ class Flight:
         """Answers to one kind of work, and whether it is the journal that gave them; ends at `until`."""
         while self._logged and self._logged[0].work == work:
             yield self._logged.popleft(), True
-        for _ in range(len(self._early)):
-            answer = self._early.popleft()
-            if answer.work != work:
-                self._early.append(answer)
-            elif self._expects(answer):
-                yield answer, False
+        yield from self._landed(work)
         while self.count(work):
             ends = min(until, min(ends for _, ends in self.out.values()))
             silent = True
             for answer in self._engine.results(max(ends - self._engine.now(), 0.0)):
                 silent = False
-                if not self._expects(answer):
-                    continue
-                self.out[_job(answer)] = (self.out[_job(answer)][0], math.inf)
-                if answer.work == work:
-                    yield answer, False
-                else:
+                if self._expects(answer):
+                    self.out[_job(answer)] = (self.out[_job(answer)][0], math.inf)
                     self._early.append(answer)
+                del answer  # the caller alone holds what it is given: a model less of memory
+                yield from self._landed(work)
             now = self._engine.now()
             for assignment, ends_at in list(self.out.values()):
                 if ends_at <= now:
@@ -62,6 +55,16 @@ class Flight:
                     yield _lost(assignment, "lost", "the engine holds no such work"), False
             if now >= until:
                 return
+
+    def _landed(self, work: str) -> Iterator[tuple[Answer, bool]]:
+        """What has landed of one kind of work; the rest waits until it is asked for."""
+        for _ in range(len(self._early)):
+            if self._early[0].work != work:
+                self._early.rotate(-1)
+            elif self._expects(self._early[0]):
+                yield self._early.popleft(), False
+            else:
+                self._early.popleft()
 
     def _expects(self, answer: Answer) -> bool:
         """False, and the engine is told, for work that was cancelled or has expired, and for a second answer."""
@@ -74,6 +77,8 @@ class Flight:
     def accept(self, answer: Answer) -> dict[str, float]:
         """The answer is accepted and its client free; what it cost on the network."""
         assignment = self.out.pop(_job(answer))[0]
+        if answer.client.startswith(HELD_OUT):
+            return {}
         up = tree.size_bytes(answer.tree) if isinstance(answer, Update) else 0
         return {"bytes_down": tree.size_bytes(assignment.tree), "bytes_up": up}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from atoll import tree
@@ -34,19 +35,19 @@ class Fold:
         elif self._next < len(self.order) and self.order[self._next] == answer.client:
             self._next += 1
             self._add(answer)
-            self._catch_up()
         else:
             self._early[answer.client] = hold(answer) if isinstance(answer, Update) else None
 
     def finish(self) -> Reduced:
         """Fold what is still held, passing over who was not heard."""
         while self._next < len(self.order):
-            self._catch_up()
+            self.catch_up()
             self._next += 1
         metrics = {name: total / weight for name, (total, weight) in self._metrics.items() if weight > 0}
         return Reduced(self._reduce.finish(self._acc), self._clients, metrics)
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Fold those held whose turn it is by now; apart from `hear`, so that its update can be let go before."""
         while self._next < len(self.order) and self.order[self._next] in self._early:
             load = self._early.pop(self.order[self._next])
             self._next += 1
@@ -72,7 +73,7 @@ def verdict(update: Update, like: Tree | None) -> Answer:
     try:
         if not 0 <= update.weight < float("inf"):
             return _failed(update, "invalid", f"its weight is {update.weight}; a weight is finite and not negative")
-        if not all(value == value for value in update.metrics.values()) or not tree.finite(update.tree):
+        if not all(math.isfinite(value) for value in update.metrics.values()) or not tree.finite(update.tree):
             return _failed(update, "not_finite", "its loss or its update is NaN or infinite; lower the learning rate or clip")
         if like is not None:
             tree.agree(like, update.tree)

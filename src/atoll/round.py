@@ -125,9 +125,12 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
                 shell.engine.refuse(landed)
             if policy.on_failure == "stop":
                 raise RoundError(f"{_where(now, work)}: the policy stops at a failure, and {_why([answer])}")
+        failed = isinstance(answer, Failure)
+        del landed, answer  # not held while the next one is read or made: a model less of memory
+        fold.catch_up()
         if fold.heard == close_after:
             break
-        if not whole and (policy.refill or isinstance(answer, Failure)):
+        if not whole and (policy.refill or failed):
             top_up(1)  # asynchronous: the next client; synchronous: somebody in the place of who was lost
     if whole or request.fresh or not policy.continues:
         flight.cancel(now, work)

@@ -23,6 +23,8 @@ Batch: TypeAlias = "Mapping[str, Tensor]"  # every tensor has the examples on it
 Metrics: TypeAlias = Mapping[str, float]
 ClientId = NewType("ClientId", str)
 
+HELD_OUT = "held-out/"  # clients of this prefix are shards of what the server itself holds: nothing crosses the network
+
 
 class Assignment(NamedTuple):
     """Server to one client: do this work from this tree."""

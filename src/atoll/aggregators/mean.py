@@ -33,7 +33,7 @@ def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Tot
     def add(total: Total, update: Update) -> Total:
         weight = update.weight if weights == "examples" else 1.0
         if total.tree is None:
-            return Total(tree.map(lambda x: _wide(x) * weight, update.tree), weight)
+            return Total(tree.map(lambda x: _wide(x).mul_(weight), update.tree), weight)
         return Total(tree.axpy_(total.tree, update.tree, weight), total.weight + weight)
 
     def finish(total: Total) -> Tree:

@@ -24,6 +24,8 @@ class Binding:
         self.params = _slots(module, "_parameters", {n for n, p in module.named_parameters() if p.requires_grad})
         floating = {n for n, b in module.named_buffers() if b.is_floating_point()} & module.state_dict().keys()
         self.buffers = _slots(module, "_buffers", floating)
+        # A recurrent layer keeps a list of its weights beside the slots, which has to follow them.
+        self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
         self._bound: object = None
         self._own = {name: slots[0][0][slots[0][1]] for name, slots in {**self.params, **self.buffers}.items()}
 
@@ -35,6 +37,7 @@ class Binding:
             for name, tensor in tensors.items():
                 for holder, key in slots[name]:
                     holder[key] = tensor
+        self._follow()
         self._bound = params
 
     def restore(self) -> None:
@@ -42,7 +45,12 @@ class Binding:
         for name, slots in {**self.params, **self.buffers}.items():
             for holder, key in slots:
                 holder[key] = self._own[name]
+        self._follow()
         self._bound = None
+
+    def _follow(self) -> None:
+        for part in self._recurrent:
+            part._flat_weights = [part._parameters.get(name) for name in part._flat_weights_names]
 
     def state(self) -> Tree:
         """The module's own trained tensors: parameters, then buffers."""

@@ -134,15 +134,18 @@ class _Writer:
             return {"again": self._trees[id(x)][0]}
         number = len(self._trees)
         self._trees[id(x)] = (number, x)
+        if isinstance(x, Flat):  # its buffer as one tensor, so that it is read into one buffer again, without a copy
+            shapes = [list(shape) for shape in x.layout.shapes]
+            return {"flat": self.encode(x.buffer, place), "names": list(x.layout.names), "shapes": shapes, "id": number}
         items = [[self.encode(k, f"{place}.key"), self.encode(v, f"{place}.{k}")] for k, v in x.items()]
-        return {"m": items, "id": number, **({"flat": True} if isinstance(x, Flat) else {})}
+        return {"m": items, "id": number}
 
 
 class _Reader:
     """Rebuilds a state from its description, noting where it differs from what is wanted."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
+        self.tensors = dict(tensors)
         self.differences: list[str] = []
         self._trees: dict[int, tuple[Any, Any]] = {}  # number -> (its items as described, the mapping)
 
@@ -159,6 +162,8 @@ class _Reader:
             return self._named(node, like, place)
         if "m" in node or "again" in node:
             return self._mapping(node, like, place)
+        if "flat" in node:
+            return self._flat(node, like, place)
         kind, parts = (tuple, node["u"]) if "u" in node else (list, node["l"])
         if like is not None and not (isinstance(like, kind) and not hasattr(like, "_fields")):
             return self._differs(place, _article(kind.__name__), _name(like))
@@ -208,18 +213,21 @@ class _Reader:
         found: Any = {k: self.decode(v, like[k] if like else None, f"{place}.{k}") for k, (_, v) in zip(keys, items, strict=True)}
         if known:
             return known[1]
-        if node.get("flat") and not self.differences:
-            found = _flatten(found)
         self._trees[node["id"]] = (items, found)
         return found
 
+    def _flat(self, node: Any, like: Any, place: str) -> Any:
+        layout = Layout(tuple(node["names"]), tuple(torch.Size(shape) for shape in node["shapes"]))
+        buffer = self.decode(node["flat"], None, place)
+        if buffer.numel() != sum(shape.numel() for shape in layout.shapes):
+            raise ValueError(f"{place} does not fill its buffer")
+        found = Flat(layout, buffer)
+        self.tensors.update({f"{node['id']}/{name}": view for name, view in found.items()})
+        self._trees[node["id"]] = ([[name, {"t": f"{node['id']}/{name}"}] for name in layout.names], found)
+        return self._mapping({"again": node["id"]}, like, place)
+
     def _differs(self, place: str, there: str, wanted: str) -> None:
         self.differences.append(f"{place} is {there} in the file, and {wanted} here")
-
-
-def _flatten(found: dict[str, Tensor]) -> Flat:
-    layout = Layout(tuple(found), tuple(x.shape for x in found.values()))
-    return Flat(layout, torch.cat([x.reshape(-1) for x in found.values()]) if found else torch.zeros(0))
 
 
 def _class(module: str, name: str, place: str) -> Any:
