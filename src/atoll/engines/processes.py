@@ -146,10 +146,10 @@ class Processes:
     def _replace(self, worker: Worker) -> None:
         """A worker died: forget it, and ask again for what it was doing."""
         self._workers.remove(worker)
-        for assignment, posts, wanted in reversed(worker.abandon()):
+        for nth, (assignment, posts, wanted) in reversed(list(enumerate(worker.abandon()))):
             self._unpost(posts)
             place = _place(assignment)
-            self._deaths[place] += 1
+            self._deaths[place] += nth == 0  # the first was being worked on; the others only waited behind it
             if wanted and self._deaths[place] < TRIES:
                 self._queue.appendleft(assignment)
             elif wanted:
