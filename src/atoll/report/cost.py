@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from atoll.report.facts import Facts, round_s
-from atoll.report.lines import Line, evenly, lines
+from atoll.report.lines import Line, evenly, lines, more
 from atoll.report.plot import MUTED, SERIES, Canvas, Plot, Table, draw
-from atoll.report.units import count, duration, size
+from atoll.report.units import count, duration, size, size_unit
 
 BARS = 90  # more rounds than this are drawn as one bar for several
 
@@ -28,7 +28,7 @@ def time(facts: Facts) -> Iterator[Plot]:
         draw("time", lambda canvas: _bars(canvas, parts, "seconds")),
         alt=f"{count(len(ends), 'round')} in {duration(total)}; the longest took {duration(max(spans.values()))}.",
         table=Table(
-            ("round", "whole round", "clients' training", "clients' evaluation", "slowest client"), rows, _more(ends, rows)
+            ("round", "whole round", "clients' training", "clients' evaluation", "slowest client"), rows, more(ends, rows)
         ),
         note=("" if split else "Clients worked side by side, so their own times do not add up to the round's. ")
         + ("Round 0 is the start: loading, and the evaluation before training." if 0 in spans else ""),
@@ -46,13 +46,13 @@ def bytes_(facts: Facts) -> Iterator[Plot]:
         [str(r), *(size(each.get(r)) for each in ways.values()), *(size(each[r]) for each in totals.values())]
         for r in evenly(numbers)
     ]
-    table = Table(("round", "down", "up", "down in total", "up in total"), rows, _more(numbers, rows))
+    table = Table(("round", "down", "up", "down in total", "up in total"), rows, more(numbers, rows))
     down, up = (each[numbers[-1]] for each in totals.values())
     alt = f"In all {size(down)} went from the server to clients, {size(up)} from clients to the server."
-    unit, scale = _unit(max((*facts.bytes_down.values(), *facts.bytes_up.values())))
+    unit, scale = size_unit(max((*facts.bytes_down.values(), *facts.bytes_up.values())))
     each = [Line(way, [(r, v / scale) for r, v in sorted(values.items())], i) for i, (way, values) in enumerate(ways.items())]
     yield Plot("Bytes a round", draw("bytes", lambda canvas: _from_zero(canvas, each, unit)), alt=alt, table=table)
-    total_unit, total_scale = _unit(max(down, up))
+    total_unit, total_scale = size_unit(max(down, up))
     sums = [Line(way, [(r, v / total_scale) for r, v in t.items()], i) for i, (way, t) in enumerate(totals.items())]
     yield Plot("Bytes in total", draw("bytes-total", lambda canvas: _from_zero(canvas, sums, total_unit)), alt=alt, table=table)
 
@@ -104,7 +104,8 @@ def _bars(canvas: Canvas, parts: Mapping[str, Mapping[int, float]], y_label: str
     canvas.tip(at, [h / 2 for h in floor], [f"{n}: {duration(h)}" for n, h in zip(named, floor, strict=True)])
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
-    _count_rounds(canvas)
+    canvas.count_rounds()
+    axes.grid(axis="x", visible=False)
     canvas.legend()
 
 
@@ -120,14 +121,7 @@ def _columns(canvas: Canvas, ages: Mapping[int, int]) -> None:
         list(ages), [n / 2 for n in ages.values()], [f"{count(a, 'round')} late: {count(n, 'update')}" for a, n in ages.items()]
     )
     canvas.axes.set_ylabel("updates")
-    _count_rounds(canvas, "rounds late")
-
-
-def _count_rounds(canvas: Canvas, x_label: str = "round") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    canvas.axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    canvas.axes.set_xlabel(x_label, loc="right")
+    canvas.count_rounds("rounds late")
     canvas.axes.grid(axis="x", visible=False)
 
 
@@ -137,14 +131,3 @@ def _running(numbers: Sequence[int], values: Mapping[int, float]) -> dict[int, f
         total += values.get(each, 0.0)
         found[each] = total
     return found
-
-
-def _unit(largest: float) -> tuple[str, float]:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if largest >= scale:
-            return unit, scale
-    return "bytes", 1.0
-
-
-def _more(whole: Sequence[object], rows: Sequence[object]) -> str:
-    return f"{len(rows)} of {len(whole):,}; the runs database has them all." if len(rows) < len(whole) else ""

@@ -7,6 +7,7 @@ round r (counted from 0) belongs to round r + 1, because it is measured on, or m
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from atoll.store.record import Incident, Record
+from atoll.types import HELD_OUT
 
 COSTS = frozenset(
     {"seconds", "bytes_down", "bytes_up", "examples", "steps", "age", "heard", "lost", "clients", "failures", "weight", "cohort"}
 )
-JUDGING = ("evaluate", "baseline", "personalise")  # works that measure a model and do not make one
+JUDGING = ("evaluate", "baseline", "global", "personal", "finetune")  # works that do not make the model of the federation
+AFTER = ("global", "finetune", "personal")  # once, after the last round: what fine-tuning at each client gives
 
 
 class At(NamedTuple):
@@ -55,8 +58,8 @@ class Facts:
 
     @property
     def clients(self) -> list[str]:
-        """Every client that answered or failed, sorted."""
-        return sorted({*self.heard, *self.failed, *(c for clients in self.each.values() for c in clients)})
+        """Every client that answered or failed, as a person sorts them."""
+        return sorted({*self.heard, *self.failed, *(c for clients in self.each.values() for c in clients)}, key=natural)
 
     @property
     def elapsed_s(self) -> float:
@@ -72,12 +75,12 @@ class Facts:
     def judged(self, name: str) -> tuple[str, Series]:
         """The work that tells best how good the model is in `name`, and its series; ("", ()) when nothing does."""
         works = sorted({work for work, each in self.whole if each == name}, key=_trust)
-        return next(((w, s) for w in works if (s := self.whole[w, name])), ("", ()))
+        return next(((w, s) for w in works if w not in AFTER and (s := self.whole[w, name])), ("", ()))
 
     def judged_by_client(self, name: str) -> tuple[str, Mapping[str, Series]]:
-        """The same for single clients; an evaluation before training."""
+        """The same for single clients."""
         works = sorted({work for work, each in self.each if each == name}, key=_trust)
-        return next(((w, self.each[w, name]) for w in works if not w.startswith("personalise")), ("", {}))
+        return next(((w, self.each[w, name]) for w in works if w not in {"finetune", "personal"}), ("", {}))
 
 
 def read(record: Record) -> Facts:
@@ -109,7 +112,8 @@ def read(record: Record) -> Facts:
         if point.client is None:
             whole[key][shown] = at
             continue
-        each[key][point.client][shown] = at
+        if not point.client.startswith(HELD_OUT):
+            each[key][point.client][shown] = at
         if not judging:
             heard[point.client].add(shown)
         if math.isfinite(point.value):
@@ -135,6 +139,15 @@ def read(record: Record) -> Facts:
 def shown_round(incident: Incident) -> int:
     """The round in which a person would look for this incident."""
     return 0 if incident.work.startswith("baseline") else incident.round + 1
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sorting key that puts client-2 before client-10.
+
+    >>> sorted(["client-10", "client-2", "b"], key=natural)
+    ['b', 'client-2', 'client-10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
 
 
 def round_s(facts: Facts) -> dict[int, float]:
@@ -181,7 +194,17 @@ class Spread(NamedTuple):
 
 def spread(facts: Facts, name: str) -> Spread | None:
     """The spread of `name` over clients, or None when fewer than two clients told it."""
-    work, clients = facts.judged_by_client(name)
+    return _spread(name, *facts.judged_by_client(name))
+
+
+def personal(facts: Facts, name: str) -> Spread | None:
+    """The spread of `name` after fine-tuning at each client, from the global model's value; None when there was none."""
+    shared, own = facts.each.get(("global", name), {}), facts.each.get(("personal", name), {})
+    both = {c: [*shared[c][-1:], *own[c][-1:]] for c in own if c in shared}
+    return _spread(name, "personal", both)
+
+
+def _spread(name: str, work: str, clients: Mapping[str, Series]) -> Spread | None:
     finite = {c: [at for at in series if math.isfinite(at.value)] for c, series in clients.items()}
     latest = [(c, series[-1].value) for c, series in finite.items() if series]
     if len(latest) < 2:
@@ -195,14 +218,14 @@ def spread(facts: Facts, name: str) -> Spread | None:
 
 def _trust(work: str) -> tuple[int, str]:
     """Held-out data first, then the clients' own test data, then training."""
-    order = {"evaluate": 0, "evaluate_clients": 1}
-    return (order.get(work, 2 if work.startswith("evaluate") else 4 if work.startswith("personalise") else 3), work)
+    order = {"evaluate": 0, "evaluate_clients": 1, "global": 2, "train": 3}
+    return (order.get(work, 4), work)
 
 
 def _failures(incidents: Sequence[Incident]) -> dict[str, dict[int, str]]:
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for incident in incidents:
-        if incident.client is not None:
+        if incident.client is not None and not incident.work.startswith(JUDGING):
             found[incident.client][shown_round(incident)] = incident.text
     return dict(found)
 

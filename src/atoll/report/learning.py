@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
-from atoll.report.facts import At, Facts, Spread, higher_is_better, spread
-from atoll.report.lines import Line, evenly, label, lines
+from atoll.report.facts import AFTER, At, Facts, Spread, higher_is_better, natural, personal, spread
+from atoll.report.lines import Line, evenly, label, lines, more
 from atoll.report.plot import BAD, GOOD, INK, MUTED, SERIES, Canvas, Plot, Table, draw
-from atoll.report.units import count, number
+from atoll.report.units import count, is_share, number
 
 CLIENT_LINES = 6  # more clients than this are drawn as a band
 CLIENT_BARS = 32  # more than this as a histogram
@@ -18,7 +20,8 @@ WORKS = {
     "evaluate": "held-out data",
     "evaluate_clients": "clients' test data",
     "train": "training",
-    "personalise": "after personalising",
+    "global": "clients' test data",
+    "personal": "after fine-tuning at each client",
 }
 
 
@@ -34,14 +37,14 @@ def said(work: str) -> str:
 def by_round(facts: Facts) -> Iterator[Plot]:
     """One plot a metric, each with every work that told it."""
     for i, name in enumerate(facts.metrics):
-        series = {work: s for (work, each), s in sorted(facts.whole.items(), key=_order) if each == name}
+        series = {work: s for (work, each), s in sorted(facts.whole.items(), key=_order) if each == name and work not in AFTER}
         if not series:
             continue
         drawn = [Line(said(work), _pairs(s), j) for j, (work, s) in enumerate(series.items())]
         title = f"{_title(name)} by round"
         yield Plot(
             title,
-            draw(f"metric-{i}", lambda canvas, drawn=drawn: lines(canvas, drawn, "round")),  # type: ignore[misc]
+            draw(f"metric-{i}", functools.partial(_lines, name, drawn), width=400, height=240),
             alt=" ".join(_sentence(name, work, s) for work, s in series.items()),
             table=_round_table(series),
             note=_not_finite(series),
@@ -55,7 +58,12 @@ def by_client(facts: Facts) -> Iterator[Plot]:
         if any(len(series) > 1 for series in clients.values()) and len(clients) > 1:
             yield _over_rounds(name, work, clients)
         if ends := spread(facts, name):
-            yield _ends(ends)
+            yield _ends(
+                ends, f"{_title(name)} of each client at the end", "From the first measurement (hollow) to the last (filled)"
+            )
+        if own := personal(facts, name):
+            title = f"{_title(name)} after fine-tuning at each client"
+            yield _ends(own, title, "From the shared model (hollow) to the client's own (filled)")
 
 
 def fairness(facts: Facts) -> list[tuple[str, str]]:
@@ -73,11 +81,19 @@ def fairness(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def _lines(name: str, drawn: Sequence[Line], canvas: Canvas) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    lines(canvas, drawn, "round")
+    if is_share(name, [y for line in drawn for _, y in line.points]):
+        canvas.axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
 def _over_rounds(name: str, work: str, clients: Mapping[str, Sequence[At]]) -> Plot:
     order = sorted(clients, key=lambda c: _last(clients[c]), reverse=not higher_is_better(name))  # the worst first
     rows = [[label(c, 60), *(number(_finite(clients[c], which)) for which in (0, -1))] for c in evenly(order)]
     if len(clients) <= CLIENT_LINES:
-        drawn = [Line(label(c, 14), _pairs(clients[c]), i) for i, c in enumerate(sorted(clients))]
+        drawn = [Line(label(c, 14), _pairs(clients[c]), i) for i, c in enumerate(sorted(clients, key=natural))]
         svg = draw(f"clients-{name}", lambda canvas: lines(canvas, drawn, "round"), height=240)
         alt = f"One line a client: {name} on {said(work)}."
     else:
@@ -87,8 +103,9 @@ def _over_rounds(name: str, work: str, clients: Mapping[str, Sequence[At]]) -> P
         f"{_title(name)} by client and round",
         svg,
         alt=alt,
-        table=Table(("client", "first", "last"), rows, _more(order, rows)),
-        note=f"Measured on {said(work)}.",
+        table=Table(("client", "first", "last"), rows, more(order, rows)),
+        note=f"On {said(work)}."
+        + ("" if len(clients) <= CLIENT_LINES else " The band holds the middle four fifths of the clients."),
     )
 
 
@@ -101,7 +118,7 @@ def _band(canvas: Canvas, clients: Mapping[str, Sequence[At]], order: Sequence[s
     rounds = evenly(sorted(at), 240)
     tenths = [_quantiles(at[r]) for r in rounds]
     low, middle, high = ([q[i] for q in tenths] for i in range(3))
-    canvas.axes.fill_between(rounds, low, high, color=SERIES[0], alpha=0.2, linewidth=0, label="10–90 %")
+    canvas.axes.fill_between(rounds, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
     worst, best = order[0], order[-1]
     drawn = [
         Line("median", list(zip(rounds, middle, strict=True)), 0),
@@ -111,23 +128,22 @@ def _band(canvas: Canvas, clients: Mapping[str, Sequence[At]], order: Sequence[s
     lines(canvas, drawn, "round")
 
 
-def _ends(ends: Spread) -> Plot:
+def _ends(ends: Spread, title: str, note: str) -> Plot:
     many = len(ends.latest) > CLIENT_BARS
     height = 240 if many else max(150, 62 + 17 * len(ends.latest))
-    svg = draw(f"ends-{ends.name}", lambda canvas: (_histogram if many else _dumbbells)(canvas, ends), height=height)
+    svg = draw(f"ends-{ends.name}-{ends.work}", lambda canvas: (_histogram if many else _dumbbells)(canvas, ends), height=height)
     (worst, low), (best, high) = ends.latest[0], ends.latest[-1]
     alt = (
         f"{_title(ends.name)} of {count(len(ends.latest), 'client')} at the end: worst {number(low)} ({label(worst)}), "
         f"median {number(ends.median)}, best {number(high)} ({label(best)})."
     )
     rows = [[label(c, 60), number(ends.first.get(c)), number(v)] for c, v in _both_ends(ends.latest)]
-    note = "" if many or not ends.first else "From the first measurement (hollow) to the last (filled), the worst client on top."
     return Plot(
-        f"{_title(ends.name)} of each client at the end",
+        title,
         svg,
         alt=alt,
-        table=Table(("client", "first", "last"), rows, _more(ends.latest, rows)),
-        note=note,
+        table=Table(("client", "first", "last"), rows, more(ends.latest, rows)),
+        note="" if many or not ends.first else f"{note}, the worst client on top.",
     )
 
 
@@ -150,10 +166,13 @@ def _dumbbells(canvas: Canvas, ends: Spread) -> None:
 
 
 def _histogram(canvas: Canvas, ends: Spread) -> None:
+    import numpy as np
+
     axes, values = canvas.axes, [value for _, value in ends.latest]
-    heights, edges, _ = axes.hist(values, bins=min(40, max(8, int(len(values) ** 0.6))), color=SERIES[0], alpha=0.75, rwidth=0.92)
-    middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    texts = [f"{number(a)} to {number(b)}: {count(int(n), 'client')}" for n, a, b in zip(heights, edges, edges[1:], strict=False)]
+    counts, cuts, _ = axes.hist(values, bins=min(40, max(8, int(len(values) ** 0.6))), color=SERIES[0], alpha=0.75, rwidth=0.92)
+    heights, edges = [float(n) for n in np.atleast_1d(counts)], [float(edge) for edge in cuts]
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    texts = [f"{number(a)} to {number(b)}: {count(int(n), 'client')}" for n, (a, b) in zip(heights, pairwise(edges), strict=True)]
     canvas.tip(middles, [n / 2 for n in heights], texts)
     axes.axvline(ends.median, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"median {number(ends.median)}")
     axes.axvline(ends.worst_tenth, color=BAD, linewidth=1.4, label=f"mean of the worst tenth {number(ends.worst_tenth)}")
@@ -166,11 +185,7 @@ def _round_table(series: Mapping[str, Sequence[At]]) -> Table:
     values = {work: {at.round: at.value for at in s} for work, s in series.items()}
     rounds = sorted({r for each in values.values() for r in each})
     rows = [[str(r), *(number(each.get(r)) for each in values.values())] for r in evenly(rounds)]
-    return Table(("round", *(said(work) for work in series)), rows, _more(rounds, rows))
-
-
-def _more(whole: Sequence[object], rows: Sequence[object]) -> str:
-    return f"{len(rows)} of {len(whole):,}; the runs database has them all." if len(rows) < len(whole) else ""
+    return Table(("round", *(said(work) for work in series)), rows, more(rounds, rows))
 
 
 def _sentence(name: str, work: str, series: Sequence[At]) -> str:

@@ -74,11 +74,10 @@ def lines(canvas: Canvas, series: Sequence[Line], x_label: str, *, log: bool | N
         axes.set_yscale("log")
     for line in series:
         _one(canvas, line)
-    axes.set_xlabel(x_label, loc="right")
     if x_label == "round":
-        from matplotlib.ticker import MaxNLocator
-
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        canvas.count_rounds()
+    else:
+        axes.set_xlabel(x_label, loc="right")
     axes.margins(x=0.02, y=0.08)
     canvas.legend()
 
@@ -100,3 +99,8 @@ def _one(canvas: Canvas, line: Line) -> None:
 def broken(line: Line) -> Iterator[tuple[float, float]]:
     """The points without a finite value, a hundred at most."""
     return iter([(x, y) for x, y in line.points if not math.isfinite(y)][:100])
+
+
+def more(whole: Sequence[object], rows: Sequence[object]) -> str:
+    """What a table says that shows only some of its rows; "" when it shows them all."""
+    return f"{len(rows)} of {len(whole):,}; the runs database has them all." if len(rows) < len(whole) else ""

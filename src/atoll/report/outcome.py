@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from atoll.report.facts import Facts, higher_is_better
 from atoll.report.lines import label
-from atoll.report.units import count, duration, number, size
+from atoll.report.units import count, duration, is_share, number, size
 from atoll.store.record import Record
 
 STATUS = {  # what the chip says, and its tone
@@ -44,7 +44,7 @@ def changes(facts: Facts) -> list[Change]:
     for name in facts.metrics:
         work, series = facts.judged(name)
         finite = [at for at in series if math.isfinite(at.value)]
-        if finite and not work.startswith("personalise"):
+        if finite:
             values = [at.value for at in finite]
             best = max(values) if higher_is_better(name) else min(values)
             first = finite[0].value if len(finite) > 1 else None
@@ -58,8 +58,7 @@ def figure(name: str, value: float | None) -> str:
     >>> figure("accuracy", 0.8731), figure("loss", 1.25)
     ('87.3 %', '1.25')
     """
-    share = any(word in name.lower() for word in ("accuracy", "f1", "precision", "recall", "auc")) and value is not None
-    if share and value is not None and 0 <= value <= 1:
+    if value is not None and is_share(name, [value]):
         return f"{100 * value:.1f} %"
     return number(value)
 

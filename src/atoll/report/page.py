@@ -54,7 +54,7 @@ def render(record: Record) -> str:
     """
     facts = read(record)
     chip, tone = outcome.STATUS.get(record.status, (record.status, "quiet"))
-    samples, notes = pair(record.notes, str((record.config.get("samples") or {}).get("prompt", "")))
+    samples, notes = pair(record.notes, str(_table(record, "samples").get("prompt", "")))
     failures = record.failures
     others = [incident for incident in record.incidents if incident.kind != "failure"]
     html = environment().get_template("page.html").render(
@@ -66,13 +66,13 @@ def render(record: Record) -> str:
         tiles=outcome.tiles(record, facts),
         sections=[section for section in _sections(facts) if section.plots or section.note],
         samples=samples,
-        notes=notes,
+        notes=[note for note in notes if not _is_short(note)],
         failures=_incidents(failures),
         failures_title=count(len(failures), "failure"),
         others=_incidents(others),
         others_title=count(len(others), "other event"),
         about=_about(record),
-        data=_data(record, facts),
+        data=[*_data(record, facts), *((note.title, note.text) for note in notes if _is_short(note))],
         versions=sorted(record.versions.items()),
         config=document(record.config),
         commands=_commands(record),
@@ -129,8 +129,8 @@ def _sections(facts: Facts) -> list[Section]:
     return [
         Section("learning", "Learning", whole, note="" if whole else "No metric was recorded."),
         Section("clients", "Clients", [*learning.by_client(facts), *participation.examples(facts)], learning.fairness(facts)),
-        Section("participation", "Participation", [*participation.heat_map(facts), *cost.staleness(facts)]),
-        Section("cost", "Time and bytes", [*cost.time(facts), *cost.bytes_(facts)]),
+        Section("participation", "Participation", list(participation.heat_map(facts))),
+        Section("cost", "Time and bytes", [*cost.time(facts), *cost.bytes_(facts), *cost.staleness(facts)]),
     ]
 
 
@@ -157,7 +157,7 @@ def _about(record: Record) -> list[tuple[str, str]]:
 
 
 def _data(record: Record, facts: Facts) -> list[tuple[str, str]]:
-    found = [(name, _brief(value)) for name, value in flat(record.config.get("data") or {}).items()]
+    found = [(name, _brief(value)) for name, value in flat(_table(record, "data")).items()]
     if clients := facts.clients:
         found.append(("clients seen in this run", f"{len(clients):,}"))
     held = [max((at.value for at in s), default=0.0) for s in facts.each.get(("train", "examples"), {}).values()]
@@ -167,6 +167,16 @@ def _data(record: Record, facts: Facts) -> list[tuple[str, str]]:
     if judged:
         found.append(("measured", ", ".join(judged)))
     return found
+
+
+def _is_short(note: Note) -> bool:
+    return len(note.text) <= 200 and "\n" not in note.text.strip()
+
+
+def _table(record: Record, name: str) -> Mapping[str, Any]:
+    """One table of the configuration, empty where there is none; a run from Python has no job file."""
+    found = record.config.get(name)
+    return found if isinstance(found, Mapping) else {"name": found} if found else {}
 
 
 def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -189,8 +199,10 @@ def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _commands(record: Record) -> str:
     version = record.versions.get("atoll", "")
     install = f"pip install {shlex.quote(f'atoll=={version}')}\n" if version else ""
+    if "atoll" not in record.config:
+        return f"{install}# then run the same program, with seed {record.seed}"
     file = re.sub(r"[^A-Za-z0-9._-]+", "-", record.name).strip("-.") or "job"
-    return f"{install}# save the configuration below as {file}.toml\natoll run {file}.toml --set seed={record.seed}"
+    return f"{install}# save the configuration below as {file}.toml\natoll run {file}.toml"
 
 
 def _when(moment: str | None) -> str:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from atoll.report.facts import Facts
-from atoll.report.lines import evenly, label
+from atoll.report.facts import Facts, natural
+from atoll.report.lines import evenly, label, more
 from atoll.report.plot import BAD, SERIES, Canvas, Plot, Table, draw
 from atoll.report.units import count, number
 
@@ -22,7 +22,7 @@ def heat_map(facts: Facts) -> Iterator[Plot]:
     if not names or not rounds:
         return
     if len(names) <= ROWS:
-        names = sorted(names)
+        names.sort(key=natural)
     rows = [[label(c, 60), f"{len(facts.heard.get(c, ())):,}", f"{len(facts.failed.get(c, ())):,}"] for c in evenly(names)]
     heard, failed = sum(map(len, facts.heard.values())), sum(map(len, facts.failed.values()))
     per_row, per_column = -(-len(names) // ROWS), -(-rounds // COLUMNS)
@@ -30,14 +30,13 @@ def heat_map(facts: Facts) -> Iterator[Plot]:
         part for part, n in ((count(per_row, "client"), per_row), (count(per_column, "round"), per_column)) if n > 1
     )
     drawn_rows = -(-len(names) // per_row)
+    height = 64 + max(50, (15 if drawn_rows <= 24 else 7) * drawn_rows)
     yield Plot(
-        "Participation",
-        draw("participation", lambda canvas: _paint(canvas, facts, names, rounds), 860, 64 + max(70, 15 * drawn_rows if drawn_rows <= 24 else 7 * drawn_rows)),
-        alt=f"{count(heard, 'training update')} from {count(len(names), 'client')} in {count(rounds, 'round')}; {count(failed, 'failure')}.",
-        table=Table(
-            ("client", "rounds heard", "failures"), rows, f"{len(rows)} of {len(names):,} clients." if len(rows) < len(names) else ""
-        ),
-        note=(f"A cell stands for up to {shared}, darker where more were heard. " if shared else "Filled: the update counted. ")
+        "Clients by round",
+        draw("participation", lambda canvas: _paint(canvas, facts, names, rounds), 860, height),
+        alt=f"{count(heard, 'update')} from {count(len(names), 'client')} in {count(rounds, 'round')}; {count(failed, 'failure')}.",
+        table=Table(("client", "rounds heard", "failures"), rows, more(names, rows)),
+        note=(f"A cell stands for up to {shared}, stronger where more were heard. " if shared else "Filled: the update counted. ")
         + ("Crossed: the client failed." if failed else "No client failed."),
         wide=True,
     )  # fmt: skip
@@ -56,20 +55,19 @@ def examples(facts: Facts) -> Iterator[Plot]:
         return
     order = sorted(held.items(), key=lambda pair: (-pair[1], pair[0]))
     many = len(order) > 32
+    height = 240 if many else max(150, 46 + 17 * len(order))
     rows = [[label(c, 60), f"{n:,.0f}"] for c, n in evenly(order)]
     values = list(held.values())
     yield Plot(
         "Examples a client",
-        draw("examples", lambda canvas: (_curve if many else _bars)(canvas, order), height=240 if many else max(150, 46 + 17 * len(order))),
+        draw("examples", lambda canvas: (_curve if many else _bars)(canvas, order), height=height),
         alt=f"Between {min(values):,.0f} and {max(values):,.0f} examples a client, {sum(values):,.0f} in all.",
-        table=Table(("client", "examples"), rows, f"{len(rows)} of {len(order):,} clients." if len(rows) < len(order) else ""),
-        note="Examples read in one round of training: a client's whole set times its local epochs, unless it was told to take fewer steps.",
+        table=Table(("client", "examples"), rows, more(order, rows)),
+        note="Read in one round of training: its set times its epochs, or fewer if it was told so.",
     )  # fmt: skip
 
 
 def _paint(canvas: Canvas, facts: Facts, names: Sequence[str], rounds: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     per_row, per_column = -(-len(names) // ROWS), -(-rounds // COLUMNS)
     groups = [names[i : i + per_row] for i in range(0, len(names), per_row)]
     shades = _shades(facts.heard, groups, rounds, per_row, per_column)
@@ -79,7 +77,7 @@ def _paint(canvas: Canvas, facts: Facts, names: Sequence[str], rounds: int) -> N
     crosses = _crosses(facts.failed, groups, per_column)
     canvas.tip(
         [x for x, _, _ in crosses], [y for _, y, _ in crosses], [t for _, _, t in crosses],
-        marker="X", s=34, color=BAD, alpha=1.0, linewidths=0,
+        marker="X", s=34 if per_row * per_column == 1 else 18, color=BAD, alpha=1.0, linewidths=0,
     )  # fmt: skip
     axes = canvas.axes
     axes.set_xlim(0.5, rounds + 0.5 if rounds > 1 else 1.5)
@@ -89,8 +87,7 @@ def _paint(canvas: Canvas, facts: Facts, names: Sequence[str], rounds: int) -> N
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(names):,} clients")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    axes.set_xlabel("round", loc="right")
+    canvas.count_rounds(most=12)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
 
@@ -99,16 +96,20 @@ def _shades(
     heard: Mapping[str, frozenset[int]], groups: Sequence[Sequence[str]], rounds: int, per_row: int, per_column: int
 ) -> list[tuple[int, int, int, int]]:
     """(row, first column, end column, shade) of each stretch of equal cells that are not empty, columns from 0."""
-    columns, found = -(-rounds // per_column), []
-    for row, group in enumerate(groups):
+    columns = -(-rounds // per_column)
+    shares: list[list[float]] = []
+    for group in groups:
         filled = [0] * columns
         for client in group:
             for r in heard.get(client, ()):
                 if r > 0:
                     filled[(r - 1) // per_column] += 1
         full = [len(group) * min(per_column, rounds - c * per_column) for c in range(columns)]
-        levels = [math.ceil(SHADES * n / most) for n, most in zip(filled, full, strict=True)]
-        start = 0
+        shares.append([n / most for n, most in zip(filled, full, strict=True)])
+    strongest = max((share for row in shares for share in row), default=0.0) or 1.0
+    found = []
+    for row, each in enumerate(shares):
+        levels, start = [math.ceil(SHADES * share / strongest - 1e-9) for share in each], 0
         for column in range(1, columns + 1):
             joined = column < columns and levels[column] == levels[start] and columns > 60
             if not joined:

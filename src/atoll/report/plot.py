@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
@@ -29,7 +30,7 @@ _VARIABLE: Mapping[str, str] = {
     SURFACE: "var(--surface)",
     **{colour: f"var(--c{i})" for i, colour in enumerate(SERIES, 1)},
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "atoll",
     "font.size": 11.5,
@@ -96,23 +97,41 @@ class Canvas:
         """Marks at (x, y), all finite, that say `texts` under a pointer; invisible unless `marks` gives them a colour."""
         if not len(x):
             return
-        drawn = self.axes.scatter(x, y, **({"s": 90, "color": SURFACE, "alpha": 0.0, "linewidths": 0, "zorder": 5} | marks))
+        unseen: dict[str, Any] = {"s": 90, "color": SURFACE, "alpha": 0.0, "linewidths": 0, "zorder": 5}
+        drawn = self.axes.scatter(x, y, **(unseen | marks))
         name = f"tips-{len(self.tips)}"
         drawn.set_gid(name)
         drawn.set_clip_on(False)
         self.tips[name] = texts
 
-    def legend(self, columns: int = 4) -> None:
-        """The names of the series in a row above the axes, when there is more than one."""
+    def legend(self) -> None:
+        """The names of the series above the axes, when there is more than one: in a row, or two to a row if they are long."""
         handles, labels = self.axes.get_legend_handles_labels()
-        if len(handles) > 1:
-            self.axes.legend(
-                handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2,
-                handlelength=1.8, columnspacing=1.4, borderpad=0,
-            )  # fmt: skip
+        if len(handles) < 2:
+            return
+        columns = len(handles) if sum(len(name) + 6 for name in labels) < 52 else 2
+        self.axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=columns,
+            borderaxespad=0.3,
+            handlelength=1.6,
+            columnspacing=1.3,
+            labelspacing=0.25,
+            borderpad=0,
+        )
+
+    def count_rounds(self, x_label: str = "round", most: int = 8) -> None:
+        """An x axis of whole numbers."""
+        from matplotlib.ticker import MaxNLocator
+
+        self.axes.xaxis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+        self.axes.set_xlabel(x_label, loc="right")
 
 
-def draw(name: str, paint: Callable[[Canvas], None], width: float = 400, height: float = 240) -> str:
+def draw(name: str, paint: Callable[[Canvas], None], width: float = 360, height: float = 236) -> str:
     """The inline SVG of what `paint` draws, `width` by `height` at its natural size in CSS pixels.
 
     `name` makes the ids of this drawing different from those of its neighbours on the page.
@@ -125,14 +144,15 @@ def draw(name: str, paint: Callable[[Canvas], None], width: float = 400, height:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with _alone, matplotlib.rc_context(_STYLE):
+    with _alone, matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the fonts
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
         canvas = Canvas(figure, figure.add_subplot())
         paint(canvas)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return inline(out.getvalue(), name, canvas.tips)
+    return inline(out.getvalue(), re.sub(r"\W+", "-", name), canvas.tips)
 
 
 def inline(svg: str, name: str, tips: Mapping[str, Sequence[str]]) -> str:
@@ -165,7 +185,7 @@ def inline(svg: str, name: str, tips: Mapping[str, Sequence[str]]) -> str:
 
 
 def _say(group: ElementTree.Element, texts: Sequence[str]) -> None:
-    marks = [mark for mark in group.iter(f"{{{_SVG}}}use")]
+    marks = list(group.iter(f"{{{_SVG}}}use"))
     if len(marks) == len(texts):  # a mark that was not drawn would shift every text after it
         for mark, text in zip(marks, texts, strict=True):
             ElementTree.SubElement(mark, f"{{{_SVG}}}title").text = text

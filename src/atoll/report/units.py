@@ -6,6 +6,7 @@ Bytes are counted in powers of ten, as networks are sold and billed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def size(size_bytes: float | None) -> str:
@@ -22,6 +23,16 @@ def size(size_bytes: float | None) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.3g} {unit}"
+
+
+def size_unit(largest: float) -> tuple[str, float]:
+    """The unit for an axis that reaches `largest` bytes, and how many bytes it is.
+
+    >>> size_unit(3.2e6), size_unit(12)
+    (('MB', 1000000.0), ('bytes', 1.0))
+    """
+    units = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next(((unit, scale) for unit, scale in units if largest >= scale), ("bytes", 1.0))
 
 
 def duration(seconds: float | None) -> str:
@@ -62,6 +73,16 @@ def number(value: float | None, digits: int = 4) -> str:
     if abs(value) >= 1000 or float(value).is_integer():
         return f"{value:,.0f}".replace("-", "−") if abs(value) < 1e12 else f"{value:.{digits}g}"
     return f"{value:.{digits}g}".replace("-", "−", 1) if value < 0 else f"{value:.{digits}g}"
+
+
+def is_share(name: str, values: Sequence[float]) -> bool:
+    """Whether a metric is a share of one, better read in per cent.
+
+    >>> is_share("accuracy", [0.5, 1.0]), is_share("accuracy", [87.0]), is_share("loss", [0.5])
+    (True, False, False)
+    """
+    known = any(word in name.lower() for word in ("accuracy", "f1", "precision", "recall", "auc"))
+    return known and all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
 def count(value: int, noun: str, plural: str | None = None) -> str:
