@@ -69,6 +69,9 @@ def measure(in_order: bool) -> dict[str, Any]:
         def acknowledge(self, update: Update) -> None: ...
         def refuse(self, answer: Answer) -> None: ...
         def cancel(self, round: int, work: str) -> None: ...
+        def started(self, assignment: Assignment) -> bool:
+            return True
+
         def now(self) -> float:
             return 0.0
 

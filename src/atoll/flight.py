@@ -17,6 +17,7 @@ class Flight:
     def __init__(self, policy: Policy, engine: Engine) -> None:
         self.out: dict[tuple[ClientId, str], tuple[Assignment, float]] = {}  # by client and work, with the lease's end
         self._lease_s, self._engine = policy.lease_s, engine
+        self._started: set[tuple[ClientId, str]] = set()  # of those out, who no longer wait for their turn
         self._logged: deque[Answer] = deque()  # of the open round, from before a kill
         self._early: deque[Answer] = deque()  # to work that was not being asked for when they landed
 
@@ -28,6 +29,7 @@ class Flight:
         known, ends = {_place(a) for a in self._logged}, self._engine.now() + self._lease_s
         self.out.update(((a.client, a.work), (a, ends)) for a in assignments)
         self._engine.submit([a for a in assignments if _place(a) not in known])
+        self._started |= {_job(a) for a in assignments if self._engine.started(a)}
 
     def count(self, work: str) -> int:
         return sum(a.work == work for a, _ in self.out.values())
@@ -49,12 +51,20 @@ class Flight:
                 yield from self._landed(work)
             now = self._engine.now()
             for assignment, ends_at in list(self.out.values()):
-                if ends_at <= now:
+                if ends_at <= now and _job(assignment) not in self._started:
+                    self._renew(assignment, now)
+                elif ends_at <= now:
                     yield _lost(assignment, "expired", f"no answer in {self._lease_s:g} s"), False
                 elif silent and now < ends and assignment.work == work:
                     yield _lost(assignment, "lost", "the engine holds no such work"), False
             if now >= until:
                 return
+
+    def _renew(self, assignment: Assignment, now: float) -> None:
+        """A lease does not run out in a queue: it begins when the work is first seen to have begun."""
+        self.out[_job(assignment)] = (assignment, now + self._lease_s)
+        if self._engine.started(assignment):
+            self._started.add(_job(assignment))
 
     def _landed(self, work: str) -> Iterator[tuple[Answer, bool]]:
         """What has landed of one kind of work; the rest waits until it is asked for."""
@@ -77,6 +87,7 @@ class Flight:
     def accept(self, answer: Answer) -> dict[str, float]:
         """The answer is accepted and its client free; what it cost on the network."""
         assignment = self.out.pop(_job(answer))[0]
+        self._started.discard(_job(answer))
         if answer.client.startswith(HELD_OUT):
             return {}
         up = tree.size_bytes(answer.tree) if isinstance(answer, Update) else 0
@@ -88,13 +99,14 @@ class Flight:
             self._engine.cancel(round, work)
             for job in late:
                 del self.out[job]
+                self._started.discard(job)
 
 
 def _lost(assignment: Assignment, kind: str, reason: str) -> Failure:
     return Failure(assignment.round, assignment.client, assignment.work, kind, reason)
 
 
-def _job(x: Answer) -> tuple[ClientId, str]:
+def _job(x: Assignment | Answer) -> tuple[ClientId, str]:
     return x.client, x.work
 
 

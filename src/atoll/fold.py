@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from atoll import tree
 from atoll.errors import TreeError
-from atoll.policy import Policy
+from atoll.policy import Policy, constant
 from atoll.types import Answer, ClientId, Failure, Reduced, Request, Tree, Update
 
 
@@ -20,8 +20,9 @@ class Fold:
     def __init__(self, request: Request, policy: Policy, now: int, in_order: bool) -> None:
         self.order: list[ClientId] = []  # as asked: the canonical order
         self.heard = 0
-        self.like: Tree | None = None  # the first update's tree: names and shapes that all others must have
-        self._reduce, self._policy, self._now, self._in_order = request.reduce, policy, now, in_order
+        self.like = request.like  # names and shapes that every update must have; if not given, the first one's
+        self._reduce, self._now, self._in_order = request.reduce, now, in_order
+        self._staleness = policy.staleness if request.discount else constant
         self._acc, self._early = request.reduce.init(), dict[ClientId, Callable[[], Update] | None]()
         self._next, self._clients, self._metrics = 0, list[ClientId](), dict[str, tuple[float, float]]()
 
@@ -58,7 +59,7 @@ class Fold:
         if isinstance(answer, Failure):
             return
         update = answer._replace(age=self._now - answer.round)
-        factor = self._policy.staleness(update.age)
+        factor = self._staleness(update.age)
         if factor != 1.0:
             update = update._replace(tree=tree.scale(update.tree, factor))
         self._acc = self._reduce.add(self._acc, update)

@@ -29,6 +29,22 @@ class Moments(NamedTuple):
     v: Tree
 
 
+def past(opt: ServerOpt, averaged: frozenset[str]) -> ServerOpt:
+    """The optimiser for all but the names in `averaged`, whose mean difference is the step: momentum would make a
+    running variance negative."""
+    if not averaged:
+        return opt
+
+    def trained(a: Tree) -> Tree:
+        return {name: x for name, x in a.items() if name not in averaged}
+
+    def update(d: Tree, state: Any) -> tuple[Tree, Any]:
+        step, state = opt.update(trained(d), state)
+        return {**step, **{name: x for name, x in d.items() if name in averaged}}, state
+
+    return ServerOpt(lambda w: opt.init(trained(w)), update)
+
+
 def sgd(lr: float = 1.0) -> ServerOpt:
     """w += lr D; lr 1 is FedAvg.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # the types are readable, and `atoll check` starts, without paying for torch
     from torch import Tensor, nn
@@ -80,6 +80,8 @@ class Request(NamedTuple):
     reduce: Aggregator[Any]
     fresh: bool = False  # True: an answer from an earlier round is dropped, never averaged
     cohort: int | None = None  # ask this many and wait for all of them; None: as the policy says
+    like: Tree | None = None  # names and shapes that every answer must have; None: those of the first one heard
+    discount: bool = True  # False: the algorithm weighs stale updates itself, the policy's factor does not apply
 
 
 class Reduced(NamedTuple):
@@ -117,6 +119,7 @@ class Correction(NamedTuple):
     start: Callable[[Assignment, Tree], tuple[Tree, Mapping[str, Tree]]]  # (.., memory) -> (parameters, context)
     gradient: Callable[[list[Tensor], list[Tensor], Mapping[str, list[Tensor]]], None]
     final: Callable[[Finished], tuple[Tree, Tree]]  # -> (payload, new memory)
+    composite: bool = False  # the payload is not y - w alone
 
 
 class Finished(NamedTuple):
@@ -151,6 +154,8 @@ class Local(NamedTuple, Generic[C]):
     final: Callable[[Assignment, C, Seen], tuple[Update, Tree]]  # -> (update, this client's new memory)
     batching: Batching = Batching()
     descent: Descent | None = None  # None: the fold has no gradient that an algorithm could correct
+    payload: Literal["update", "composite", "encoded"] = "update"  # y - w; more or other than that; a transform's code
+    averaged: frozenset[str] = frozenset()  # buffers in the payload: averaged as they are, past any server optimiser
 
 
 class Algorithm(NamedTuple, Generic[S]):
@@ -238,6 +243,10 @@ class Engine(Protocol):
 
     def cancel(self, round: int, work: str) -> None:
         """Forget what is still outstanding of this work, client memory included."""
+        ...
+
+    def started(self, assignment: Assignment) -> bool:
+        """False while it only waits for its turn: a lease does not run out in a queue."""
         ...
 
     def now(self) -> float:

@@ -177,10 +177,7 @@ def test_a_buffered_run_is_the_same_at_one_worker() -> None:
     assert same(alone, last(algorithm, clients, 4, task, policy=policy, engine=processes, workers=1))
 
 
-STEPS_BUFFERS = pytest.mark.xfail(reason="a server momentum, and FedDyn's h, act on buffers as if they were parameters")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[STEPS_BUFFERS] * (n in ("feddyn", "fedavgm"))) for n in ALGORITHMS])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_batch_norms_statistics_stay_what_they_are(name: str) -> None:
     """A running variance is a mean of squares: an algorithm that makes it negative gives NaN at the first evaluation."""
     task, clients = normed_task(), some_clients(SIZES)

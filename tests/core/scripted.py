@@ -59,6 +59,9 @@ class Scripted:
             heapq.heapify(self._due)
             self._outstanding = {p for p in self._outstanding if (p[0], p[2]) != (round, work)}
 
+    def started(self, assignment: Assignment) -> bool:
+        return True
+
     def now(self) -> float:
         return self.clock
 
@@ -91,7 +94,7 @@ def asking(
     def round(state: Heard, clients: Sequence[ClientId]) -> Generator[Request, Reduced, Heard]:
         wanted = fresh(len(state.rounds)) if callable(fresh) else fresh
         params = state.params
-        reduced = yield Request("train", clients, lambda _: params, reduce or mean("uniform"), wanted, cohort)
+        reduced = yield Request("train", clients, lambda _: params, reduce or mean("uniform"), wanted, cohort, params)
         return Heard(tree.add(params, reduced.tree), (*state.rounds, tuple(reduced.clients)))
 
     return Algorithm(lambda w: Heard(tree.pack(w), ()), round, lambda s: s.params, {})

@@ -292,3 +292,14 @@ def test_serial_leaves_the_number_of_threads_alone() -> None:
     task = line()
     states(fedavg(sgd(task)), holding(a=[4.0]), 1, task)
     assert torch.get_num_threads() == before
+
+
+def test_a_hung_clients_worker_is_killed_when_its_lease_ends() -> None:
+    """A fold that never returns costs its client its place, not the run its worker."""
+    task, clients, log = task_of(), some_clients(), Log()
+    hung = sorted(clients)[1]
+    local = hurting(sgd(task, batch_size=4), lambda a: time.sleep(600 if a.client == hung else 0))
+    began = time.monotonic()
+    last(fedavg(local), clients, 1, task, policy=Policy(lease_s=3.0), engine=processes, log=log, workers=2)
+    assert time.monotonic() - began < 60
+    assert [(e.client, e.text.partition(":")[0]) for e in log.of("failure")] == [(hung, "expired")]

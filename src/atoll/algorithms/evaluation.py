@@ -46,7 +46,7 @@ def with_evaluation(
 
     def judge(name: str, state: Any) -> Request:
         params = inner.params(state)
-        return Request(name, clients, lambda _: params, mean(), fresh=True, cohort=len(clients))
+        return Request(name, clients, lambda _: params, mean(), fresh=True, cohort=len(clients), like={})
 
     def round(state: Evaluated, cohort: Sequence[ClientId]) -> Generator[Request, Reduced, Evaluated]:
         if baseline and state.round == 0:

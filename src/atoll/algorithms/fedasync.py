@@ -35,7 +35,7 @@ def fedasync(
 
     `alpha`: mixing weight of a fresh model. `staleness`: polynomial (1+s)^-0.5 or hinge (a=10, b=4) discount.
     `rho`: the paper's proximal term at the client. With a buffer of K, the mean of the K mixing steps is taken.
-    The policy's own staleness factor must stay constant (`staleness_exponent = 0`): this algorithm discounts itself.
+    The policy's own staleness factor does not apply: this algorithm discounts itself.
 
     >>> from atoll.local.sgd import sgd
     >>> from atoll.models.linear import linear
@@ -51,10 +51,12 @@ def fedasync(
         return tree.add(finished.context["start"], finished.delta), finished.memory
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
-        reduced = yield Request("train", clients, lambda _: state.params, mixing(state.params, alpha, discounts[staleness]))
-        return State(tree.add(state.params, reduced.tree), ())
+        w = state.params
+        mix = mixing(w, alpha, discounts[staleness])
+        reduced = yield Request("train", clients, lambda _: w, mix, like=w, discount=False)
+        return State(tree.add(w, reduced.tree), ())
 
-    fold = proximal(local, rho, "fedasync", trained)
+    fold = proximal(local, rho, "fedasync", trained, True)
     return Algorithm(lambda w: State(tree.pack(w), ()), round, lambda s: s.params, {"train": fold})
 
 

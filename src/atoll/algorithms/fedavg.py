@@ -40,10 +40,10 @@ def fedavg(
     >>> sorted(fedavg(sgd(regression(linear(3, 1)))).local)
     ['train']
     """
-    step_by, reduce = server_opt or opt.sgd(), aggregator or mean(weights)
+    step_by, reduce = opt.past(server_opt or opt.sgd(), local.averaged), aggregator or mean(weights)
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
-        reduced = yield Request("train", clients, lambda _: state.params, reduce)
+        reduced = yield Request("train", clients, lambda _: state.params, reduce, like=state.params)
         step, after = step_by.update(reduced.tree, state.opt)
         return State(tree.add(state.params, step), after)
 

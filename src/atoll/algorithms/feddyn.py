@@ -54,10 +54,14 @@ def feddyn(local: Local[Any], population: int, alpha: float = 0.1) -> Algorithm[
         return finished.delta, {**finished.memory, **tree.put(own, "feddyn/")}
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
-        reduced = yield Request("train", clients, lambda _: state.params, mean("uniform"))
+        reduced = yield Request("train", clients, lambda _: state.params, mean("uniform"), like=state.params)
         share = len(reduced.clients) / population
         h = tree.map(lambda h, d: h - alpha * share * d, state.h, reduced.tree)
-        return State(tree.map(lambda w, d, h: w + d - h / alpha, state.params, reduced.tree, h), h)
+        moved = tree.map(lambda w, d, h: w + d - h / alpha, state.params, reduced.tree, h)
+        if local.averaged:  # batch norm's statistics have no gradient to correct
+            own = {name: state.params[name] + reduced.tree[name] for name in local.averaged}
+            moved = tree.pack({name: own.get(name, x) for name, x in moved.items()})
+        return State(moved, h)
 
     fold = correct(local, "feddyn", start, bend, final)
     return Algorithm(lambda w: State(tree.pack(w), tree.zeros(tree.pack(w))), round, lambda s: s.params, {"train": fold})

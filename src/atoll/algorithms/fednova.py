@@ -49,7 +49,7 @@ def fednova(local: Local[Any], mu: float = 0.0, server_opt: ServerOpt | None = N
     >>> sorted(fednova(sgd(regression(linear(3, 1)), momentum=0.9)).local)
     ['train']
     """
-    about, step_by = descent_of(local, "fednova"), server_opt or opt.sgd()
+    about, step_by = descent_of(local, "fednova"), opt.past(server_opt or opt.sgd(), local.averaged)
     if about.optimiser != "sgd" or (about.momentum and mu):
         raise ConfigError(
             f"fednova knows no accumulation vector for {about.optimiser} with momentum {about.momentum} and mu {mu}: "
@@ -61,10 +61,11 @@ def fednova(local: Local[Any], mu: float = 0.0, server_opt: ServerOpt | None = N
         return {**tree.put(tree.scale(finished.delta, 1.0 / a), "d/"), "a": torch.tensor(a)}, finished.memory
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
-        reduced = yield Request("train", clients, lambda _: state.params, mean())
+        like = {**tree.put(state.params, "d/"), "a": torch.zeros(())}
+        reduced = yield Request("train", clients, lambda _: state.params, mean(), like=like)
         step = tree.scale(tree.take(reduced.tree, "d/"), float(reduced.tree["a"]))
         step, after = step_by.update(step, state.opt)
         return State(tree.add(state.params, step), after)
 
-    fold = proximal(local, mu, "fednova", final) if mu else correct(local, "fednova", final=final)
+    fold = proximal(local, mu, "fednova", final, True) if mu else correct(local, "fednova", final=final, composite=True)
     return Algorithm(lambda w: State(tree.pack(w), step_by.init(w)), round, lambda s: s.params, {"train": fold})

@@ -16,7 +16,11 @@ from atoll.types import Algorithm, Finished, Local, Tree
 
 
 def proximal(
-    local: Local[Any], mu: float, algorithm: str = "fedprox", final: Callable[[Finished], tuple[Tree, Tree]] = plain
+    local: Local[Any],
+    mu: float,
+    algorithm: str = "fedprox",
+    final: Callable[[Finished], tuple[Tree, Tree]] = plain,
+    composite: bool = False,
 ) -> Local[Any]:
     """The fold with mu (y - w) added to each gradient."""
 
@@ -24,7 +28,7 @@ def proximal(
         torch._foreach_add_(grads, params, alpha=mu)
         torch._foreach_add_(grads, context["start"], alpha=-mu)
 
-    return correct(local, algorithm, gradient=pull, final=final)
+    return correct(local, algorithm, gradient=pull, final=final, composite=composite)
 
 
 def fedprox(local: Local[Any], mu: float = 0.01, server_opt: ServerOpt | None = None) -> Algorithm[State]:

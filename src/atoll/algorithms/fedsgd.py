@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from atoll import server_opt as opt
+from atoll import tree
 from atoll.algorithms.fedavg import State, fedavg
 from atoll.errors import ConfigError
-from atoll.local.binding import binding
 from atoll.local.full_gradient import full_gradient
 from atoll.server_opt import ServerOpt
-from atoll.types import Algorithm, Task, Tree
+from atoll.types import Algorithm, Task
 
 
 def fedsgd(
@@ -32,14 +32,6 @@ def fedsgd(
     if not lr > 0:
         raise ConfigError(f"fedsgd lr = {lr}: a learning rate must be above 0")
     step_by = opt.momentum(1.0, momentum) if momentum else opt.sgd(1.0)
-    buffers = set(binding(task.module).buffers)
-
-    def init(w: Tree) -> object:
-        return step_by.init({name: x for name, x in w.items() if name not in buffers})
-
-    def update(mean: Tree, state: object) -> tuple[Tree, object]:
-        # Parameters arrive as gradients and go down by lr; buffers arrive as differences and are added, without momentum.
-        step, after = step_by.update({name: -lr * x for name, x in mean.items() if name not in buffers}, state)
-        return {**step, **{name: x for name, x in mean.items() if name in buffers}}, after
-
-    return fedavg(full_gradient(task, batch_size, precision), ServerOpt(init, update))
+    # Parameters arrive as gradients and go down by lr; buffers arrive as differences and pass the optimiser by.
+    down = ServerOpt(step_by.init, lambda mean, state: step_by.update(tree.scale(mean, -lr), state))
+    return fedavg(full_gradient(task, batch_size, precision), down)

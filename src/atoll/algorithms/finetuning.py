@@ -51,7 +51,7 @@ def with_finetuning(
         if state.round + 1 == after:
             params = inner.params(trained)
             for work in ("global", "finetune", "personal"):
-                yield Request(work, clients, lambda _: params, mean(), fresh=True, cohort=len(clients))
+                yield Request(work, clients, lambda _: params, mean(), fresh=True, cohort=len(clients), like={})
         return Evaluated(trained, state.round + 1)
 
     locals_ = {

@@ -54,9 +54,9 @@ def mimelite(local: Local[Any], task: Task, beta: float = 0.9, batch_size: int |
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
         sent = {**tree.put(state.params, "w/"), **tree.put(state.momentum, "m/")}
-        reduced = yield Request("train", clients, lambda _: sent, mean("uniform"))
+        reduced = yield Request("train", clients, lambda _: sent, mean("uniform"), like=state.params)
         cohort = reduced.clients
-        at_start = yield Request("gradient", cohort, lambda _: state.params, mean("uniform"), True, len(cohort))
+        at_start = yield Request("gradient", cohort, lambda _: state.params, mean("uniform"), True, len(cohort), state.params)
         m = tree.map(lambda m, g: (1.0 - beta) * g + beta * m, state.momentum, at_start.tree)
         return State(tree.add(state.params, reduced.tree), m)
 

@@ -45,16 +45,17 @@ def qfedavg(local: Local[Any], task: Task, q: float = 1.0, batch_size: int = 256
 
     def final(finished: Finished) -> tuple[Tree, Tree]:
         loss = max(float(finished.memory[LOSS]), 1e-10)  # as the authors' code: a loss of 0 would divide by 0
-        squared = smooth**2 * tree.dot(finished.delta, finished.delta)
+        trained = {name: x for name, x in finished.delta.items() if name not in local.averaged}
+        squared = smooth**2 * tree.dot(trained, trained)
         h = q * loss ** (q - 1) * squared + smooth * loss**q
         kept = {name: x for name, x in finished.memory.items() if name != LOSS}
         return {**tree.put(tree.scale(finished.delta, loss**q * smooth), "d/"), "h": torch.tensor(h)}, kept
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
-        measured = yield Request("measure", clients, lambda _: state.params, mean())
-        cohort = measured.clients
-        reduced = yield Request("train", cohort, lambda _: state.params, mean("uniform"), True, len(cohort))
+        measured = yield Request("measure", clients, lambda _: state.params, mean(), like={})
+        cohort, like = measured.clients, {**tree.put(state.params, "d/"), "h": torch.zeros(())}
+        reduced = yield Request("train", cohort, lambda _: state.params, mean("uniform"), True, len(cohort), like)
         return State(tree.add(state.params, tree.scale(tree.take(reduced.tree, "d/"), 1.0 / float(reduced.tree["h"]))))
 
-    fold, measure = correct(local, "qfedavg", final=final), evaluate(task, batch_size, "train", remember=LOSS)
+    fold, measure = correct(local, "qfedavg", final=final, composite=True), evaluate(task, batch_size, "train", remember=LOSS)
     return Algorithm(lambda w: State(tree.pack(w)), round, lambda s: s.params, {"measure": measure, "train": fold})

@@ -163,6 +163,8 @@ class Processes:
     def refuse(self, answer: Answer) -> None:
         self._memories.discard(answer.client, answer.round, answer.work)
         self._release(answer)
+        for worker in self._workers:
+            worker.interrupt(*_place(answer))
 
     def _release(self, answer: Answer) -> None:
         worker, slots = self._replies.pop(_place(answer), (None, []))
@@ -177,6 +179,9 @@ class Processes:
         for place in [p for p in self._replies if (p[0], p[2]) == (round, work)]:
             worker, slots = self._replies.pop(place)
             worker.free(slots)
+
+    def started(self, assignment: Assignment) -> bool:
+        return any(w.doing and _place(w.doing[0][0]) == _place(assignment) for w in self._workers)
 
     def now(self) -> float:
         return time.monotonic()

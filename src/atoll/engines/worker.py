@@ -79,6 +79,12 @@ class Worker:
     def unwant(self, round: int, work: str) -> None:
         self.doing = deque((a, p, w and (a.round, a.work) != (round, work)) for a, p, w in self.doing)
 
+    def interrupt(self, round: int, client: ClientId, work: str) -> None:
+        """Kill the process if it still works on what nobody waits for any more, such as a hung client's script."""
+        if self.doing and (self.doing[0][0].round, self.doing[0][0].client, self.doing[0][0].work) == (round, client, work):
+            self.doing[0] = (*self.doing[0][:2], False)
+            self.process.kill()
+
     def abandon(self) -> list[tuple[Assignment, list[Placed], bool]]:
         """The process is dead: what it left undone."""
         self.process.join()

@@ -43,6 +43,10 @@ def correct(
     gradient: Any = unbent,
     final: Callable[[Finished], tuple[Tree, Tree]] = plain,
     plain_sgd: bool = False,
+    composite: bool = False,
 ) -> Local[Any]:
-    """The fold with its gradient corrected; ConfigError where the algorithm is not defined for it."""
-    return descent_of(local, algorithm, plain_sgd).correct(Correction(start, gradient, final))
+    """The fold with its gradient corrected; ConfigError where the algorithm is not defined for it.
+
+    `composite`: the payload that `final` gives is not y - w alone, so that a clip, say, would not mean what it says.
+    """
+    return descent_of(local, algorithm, plain_sgd).correct(Correction(start, gradient, final, composite))

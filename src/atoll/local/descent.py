@@ -5,7 +5,7 @@ Everything that follows gradients (sgd, adamw, and with a correction FedProx, SC
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ def descent(recipe: Recipe, correction: Correction | None = None) -> Local[Carry
         return descent(recipe, with_)
 
     about = Descent(optimiser.name, recipe.lr, optimiser.momentum, correct)
-    return Local(init, step, final, recipe.batching, about)
+    payload: Literal["update", "composite"] = "composite" if correction and correction.composite else "update"
+    return Local(init, step, final, recipe.batching, about, payload, frozenset(bound.buffers))
 
 
 def _detached(trained: Tree) -> Tree:

@@ -21,6 +21,7 @@ class Carry(NamedTuple):
     sums: list[Tensor]  # of per-example gradients, in the order of params
     loss: Tensor
     memory: Tree
+    counted: int  # what the task counts: examples, tokens
 
 
 def full_gradient(
@@ -42,21 +43,21 @@ def full_gradient(
         task.module.train()
         params = {name: assignment.tree[name].detach().clone().requires_grad_() for name in bound.params}
         buffers = {name: assignment.tree[name].clone() for name in bound.buffers}
-        return Carry(params, buffers, [torch.zeros_like(p) for p in params.values()], torch.zeros(()), memory)
+        return Carry(params, buffers, [torch.zeros_like(p) for p in params.values()], torch.zeros(()), memory, 0)
 
     def step(carry: Carry, batch: Batch) -> Carry:
         loss, grads = of(carry.params, carry.buffers, batch)
-        size = len(next(iter(batch.values())))
+        count = task.count(batch)
         with torch.no_grad():
-            torch._foreach_add_(carry.sums, grads, alpha=size)
-            carry.loss.add_(loss, alpha=size)
-        return carry
+            torch._foreach_add_(carry.sums, grads, alpha=count)
+            carry.loss.add_(loss, alpha=count)
+        return carry._replace(counted=carry.counted + count)
 
     def final(assignment: Assignment, carry: Carry, seen: Seen) -> tuple[Update, Tree]:
-        torch._foreach_div_(carry.sums, seen.examples)
+        torch._foreach_div_(carry.sums, max(carry.counted, 1))
         moved = {name: x - assignment.tree[name] for name, x in carry.buffers.items()}
         payload = tree.pack({**dict(zip(carry.params, carry.sums, strict=True)), **moved})
-        metrics = {"loss": float(carry.loss) / seen.examples}
+        metrics = {"loss": float(carry.loss) / max(carry.counted, 1)}
         return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), metrics), carry.memory
 
-    return Local(init, step, final, Batching("train", batch_size))
+    return Local(init, step, final, Batching("train", batch_size), averaged=frozenset(bound.buffers))

@@ -85,4 +85,4 @@ def script(
         carry.batches.append(batch)
         return carry
 
-    return Local(init, step, final, Batching("train", batch_size, shuffle=True))
+    return Local(init, step, final, Batching("train", batch_size, shuffle=True), averaged=frozenset(bound.buffers))

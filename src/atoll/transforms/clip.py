@@ -23,7 +23,9 @@ def clip(norm: float) -> Transform[None]:
     def encode(assignment: Assignment, broadcast: Tree, memory: Tree, update: Update) -> tuple[Update, Tree]:
         length = tree.norm(update.tree)
         metrics = {**update.metrics, "clipped": float(length > norm), "norm": length}
-        clipped = tree.scale(update.tree, norm / length) if length > norm else update.tree
+        clipped = update.tree
+        if length > norm:
+            clipped = tree.map(lambda x: x * (norm / length) if x.is_floating_point() else x, clipped)
         return update._replace(tree=clipped, metrics=metrics), {}
 
     return Transform("clip", lambda w: None, lambda s: {}, encode, None, lambda s, r: (r.tree, s), Properties(bounds_norm=True))

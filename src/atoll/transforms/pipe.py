@@ -34,6 +34,12 @@ def pipe(inner: Algorithm[Any], *links: Transform[Any], work: str = "train") -> 
         raise ConfigError(f"pipe: {sorted(doubled)[0]!r} is attached twice; keep one")
     if work not in inner.local:
         raise ConfigError(f"pipe: the algorithm has no work {work!r} to attach to; it has {', '.join(sorted(inner.local))}")
+    for link in links:
+        if link.properties.bounds_norm and inner.local[work].payload != "update":
+            raise ConfigError(
+                f"pipe: {link.name!r} bounds the norm of an update, but this algorithm's clients send more than an update; "
+                f"leave it out, or use an algorithm such as fedavg or fedprox"
+            )
     for before, after in pairwise(links):
         if after.properties.bounds_norm and not before.properties.bounds_norm:
             raise ConfigError(
@@ -72,7 +78,8 @@ def _asked(request: Request, link: Transform[Any], extra: Tree) -> Request:
     if decode is not None:
         undo, into = decode, reduce
         reduce = Aggregator(into.init, lambda a, u: into.add(a, undo(u)), into.merge, into.finish, only_sum=False)
-    return request._replace(tree_for=(lambda c: {**tree_for(c), **extra}) if extra else tree_for, reduce=reduce)
+    like = request.like if decode is None else None  # an encoded update has names and shapes of its own
+    return request._replace(tree_for=(lambda c: {**tree_for(c), **extra}) if extra else tree_for, reduce=reduce, like=like)
 
 
 def _worn(local: Local[Any], link: Transform[Any], mark: str) -> Local[Any]:
@@ -92,4 +99,4 @@ def _worn(local: Local[Any], link: Transform[Any], mark: str) -> Local[Any]:
         update, own = link.encode(assignment, tree.take(assignment.tree, mark), carry[1], update)
         return update, {**memory, **tree.put(own, mark)}
 
-    return Local(init, step, final, local.batching)
+    return Local(init, step, final, local.batching, payload="encoded", averaged=local.averaged)
