@@ -1,4 +1,4 @@
-"""Several runs side by side: how each learned against rounds, seconds and bytes, how each ended, and what was set differently."""
+"""Several runs side by side: how each learned by round, second and byte, how each ended, and what was set differently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atoll.report.learning import said
 from atoll.report.lines import Line, label, lines
 from atoll.report.page import environment, flat, printable
 from atoll.report.plot import DASHES, SERIES, Canvas, Plot, Table, draw
-from atoll.report.units import count, duration, is_share, number, size, size_unit
+from atoll.report.units import count, duration, figure, is_share, number, size, size_unit
 from atoll.store.record import Record
 
 ABSENT = "–"
@@ -66,7 +66,8 @@ def summary_rows(records: Sequence[Record]) -> list[dict[str, str]]:
     >>> from atoll.store.record import Point
     >>> points = (Point(0, "baseline", None, "loss", 2.0, 0.5), Point(0, "evaluate", None, "loss", 1.0, 1.5))
     >>> summary_rows([Record("a-1", "a", "finished", 0, 1, {}, {}, "", "", None, None, "", "", series=points)])
-    [{'run': 'a-1', 'status': 'finished', 'rounds': '1/1', 'loss at first': '2', 'loss': '1', 'time': '1.5 s', 'down': '–', 'up': '–'}]
+    [{'run': 'a-1', 'status': 'finished', 'rounds': '1/1', 'loss at first': '2', 'loss': '1', 'time': '1.5 s',
+      'down': '–', 'up': '–'}]
     """
     facts = [read(record) for record in records]
     metrics = _shared(facts)
@@ -77,8 +78,8 @@ def summary_rows(records: Sequence[Record]) -> list[dict[str, str]]:
         for i, name in enumerate(metrics):
             change = found.get(name)
             if i == 0:
-                row[f"{name} at first"] = outcome.figure(name, change.first if change else None)
-            row[name] = outcome.figure(name, change.last if change else None)
+                row[f"{name} at first"] = figure(name, change.first if change else None)
+            row[name] = figure(name, change.last if change else None)
         down, up = sum(each.bytes_down.values()), sum(each.bytes_up.values())
         row |= {"time": duration(each.elapsed_s), "down": size(down) if down else ABSENT, "up": size(up) if up else ABSENT}
         rows.append(row)
@@ -144,11 +145,9 @@ def _plot(
 
 
 def _paint(name: str, drawn: Sequence[Line], unit: str, canvas: Canvas) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     lines(canvas, drawn, unit)
     if is_share(name, [y for line in drawn for _, y in line.points]):
-        canvas.axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        canvas.per_cent(canvas.axes.yaxis)
     if (legend := canvas.axes.get_legend()) is not None:
         legend.remove()  # the table above the plots is the legend of all of them
 
@@ -168,7 +167,7 @@ def _final(records: Sequence[Record], facts: Sequence[Facts], names: Sequence[st
         for row, found in zip(figures, changes, strict=True):
             change = found.get(name)
             values = [change.last if change else None, change.best if change else None]
-            told = [(outcome.figure(name, v), None if v is None else sign * v) for v in values]
+            told = [(figure(name, v), None if v is None else sign * v) for v in values]
             row += told if name == metrics[0] else told[:1]
     columns += ["time", "down", "up", "clients", "failures"]
     for row, record, each in zip(figures, records, facts, strict=True):
@@ -195,7 +194,7 @@ def _sentence(facts: Sequence[Facts], names: Sequence[str]) -> str:
     name = metrics[0]
     ends = [(c.last, run) for each, run in zip(facts, names, strict=True) for c in outcome.changes(each) if c.name == name]
     value, run = (max if higher_is_better(name) else min)(ends, key=lambda pair: pair[0])
-    return f"The best {name.replace('_', ' ')} at the end is {outcome.figure(name, value)}, of {run}."
+    return f"The best {name.replace('_', ' ')} at the end is {figure(name, value)}, of {run}."
 
 
 def _shared(facts: Sequence[Facts]) -> list[str]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from atoll.report.facts import AFTER, At, Facts, Spread, higher_is_better, natural, personal, spread
 from atoll.report.lines import Line, evenly, label, lines, more
 from atoll.report.plot import BAD, GOOD, INK, MUTED, SERIES, Canvas, Plot, Table, draw
-from atoll.report.units import count, is_share, number
+from atoll.report.units import count, figure, is_share, number
 
 CLIENT_LINES = 6  # more clients than this are drawn as a band
 CLIENT_BARS = 32  # more than this as a histogram
@@ -44,7 +44,7 @@ def by_round(facts: Facts) -> Iterator[Plot]:
         title = f"{_title(name)} by round"
         yield Plot(
             title,
-            draw(f"metric-{i}", functools.partial(_lines, name, drawn), width=400, height=240),
+            draw(f"metric-{i}", functools.partial(_lines, name, drawn)),
             alt=" ".join(_sentence(name, work, s) for work, s in series.items()),
             table=_round_table(series),
             note=_not_finite(series),
@@ -73,20 +73,18 @@ def fairness(facts: Facts) -> list[tuple[str, str]]:
         return []
     (worst, low), (best, high) = found.latest[0], found.latest[-1]
     return [
-        (f"Worst {found.name}", f"{number(low)} ({label(worst)})"),
-        ("Mean of the worst tenth", number(found.worst_tenth)),
-        ("Median", number(found.median)),
-        (f"Best {found.name}", f"{number(high)} ({label(best)})"),
+        (f"Worst {found.name}", f"{figure(found.name, low)} ({label(worst)})"),
+        ("Mean of the worst tenth", figure(found.name, found.worst_tenth)),
+        ("Median", figure(found.name, found.median)),
+        (f"Best {found.name}", f"{figure(found.name, high)} ({label(best)})"),
         ("Standard deviation", number(found.deviation)),
     ]
 
 
 def _lines(name: str, drawn: Sequence[Line], canvas: Canvas) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     lines(canvas, drawn, "round")
     if is_share(name, [y for line in drawn for _, y in line.points]):
-        canvas.axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        canvas.per_cent(canvas.axes.yaxis)
 
 
 def _over_rounds(name: str, work: str, clients: Mapping[str, Sequence[At]]) -> Plot:
@@ -94,10 +92,10 @@ def _over_rounds(name: str, work: str, clients: Mapping[str, Sequence[At]]) -> P
     rows = [[label(c, 60), *(number(_finite(clients[c], which)) for which in (0, -1))] for c in evenly(order)]
     if len(clients) <= CLIENT_LINES:
         drawn = [Line(label(c, 14), _pairs(clients[c]), i) for i, c in enumerate(sorted(clients, key=natural))]
-        svg = draw(f"clients-{name}", lambda canvas: lines(canvas, drawn, "round"), height=240)
+        svg = draw(f"clients-{name}", functools.partial(_lines, name, drawn))
         alt = f"One line a client: {name} on {said(work)}."
     else:
-        svg = draw(f"clients-{name}", lambda canvas: _band(canvas, clients, order), height=240)
+        svg = draw(f"clients-{name}", lambda canvas: _band(canvas, name, clients, order))
         alt = f"The band holds the middle four fifths of {count(len(clients), 'client')}, with the median and the two extremes."
     return Plot(
         f"{_title(name)} by client and round",
@@ -109,7 +107,7 @@ def _over_rounds(name: str, work: str, clients: Mapping[str, Sequence[At]]) -> P
     )
 
 
-def _band(canvas: Canvas, clients: Mapping[str, Sequence[At]], order: Sequence[str]) -> None:
+def _band(canvas: Canvas, name: str, clients: Mapping[str, Sequence[At]], order: Sequence[str]) -> None:
     at: dict[int, list[float]] = defaultdict(list)
     for series in clients.values():
         for each in series:
@@ -125,7 +123,7 @@ def _band(canvas: Canvas, clients: Mapping[str, Sequence[At]], order: Sequence[s
         Line(f"worst: {label(worst, 12)}", _pairs(clients[worst]), 1),
         Line(f"best: {label(best, 12)}", _pairs(clients[best]), 2),
     ]
-    lines(canvas, drawn, "round")
+    _lines(name, drawn, canvas)
 
 
 def _ends(ends: Spread, title: str, note: str) -> Plot:
@@ -163,6 +161,8 @@ def _dumbbells(canvas: Canvas, ends: Spread) -> None:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(label(ends.name), loc="right")
+    if is_share(ends.name, [*ends.first.values(), *(value for _, value in ends.latest)]):
+        canvas.per_cent(axes.xaxis)
 
 
 def _histogram(canvas: Canvas, ends: Spread) -> None:
@@ -177,6 +177,8 @@ def _histogram(canvas: Canvas, ends: Spread) -> None:
     axes.axvline(ends.median, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"median {number(ends.median)}")
     axes.axvline(ends.worst_tenth, color=BAD, linewidth=1.4, label=f"mean of the worst tenth {number(ends.worst_tenth)}")
     axes.set_xlabel(label(ends.name), loc="right")
+    if is_share(ends.name, [*ends.first.values(), *(value for _, value in ends.latest)]):
+        canvas.per_cent(axes.xaxis)
     axes.set_ylabel("clients")
     canvas.legend()
 

@@ -72,8 +72,9 @@ def lines(canvas: Canvas, series: Sequence[Line], x_label: str, *, log: bool | N
     axes, finite = canvas.axes, [y for line in series for _, y in line.points if math.isfinite(y)]
     if finite and (log if log is not None else min(finite) > 0 and max(finite) / min(finite) > 60):
         axes.set_yscale("log")
+    few = all(len(line.points) <= 31 for line in series)
     for line in series:
-        _one(canvas, line)
+        _one(canvas, line, few)
     if x_label == "round":
         canvas.count_rounds()
     else:
@@ -82,13 +83,12 @@ def lines(canvas: Canvas, series: Sequence[Line], x_label: str, *, log: bool | N
     canvas.legend()
 
 
-def _one(canvas: Canvas, line: Line) -> None:
+def _one(canvas: Canvas, line: Line, few: bool) -> None:
     colour = SERIES[line.style % len(SERIES)]
     dash = DASHES[line.style // len(SERIES) % len(DASHES)] if line.style >= len(SERIES) else "-"
     points = thin(line.points)
     canvas.axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, label=line.name)
     shown = evenly([p for p in points if math.isfinite(p[1])], TIPS)
-    few = len(points) <= 30
     marks = {"s": 16, "color": colour, "alpha": 1.0, "edgecolors": SURFACE, "linewidths": 0.6} if few else {}
     texts = [f"{line.name}, {number(x)}: {number(y)}" for x, y in shown]
     canvas.tip([x for x, _ in shown], [y for _, y in shown], texts, **marks)

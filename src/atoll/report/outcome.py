@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from atoll.report.facts import Facts, higher_is_better
 from atoll.report.lines import label
-from atoll.report.units import count, duration, is_share, number, size
+from atoll.report.units import count, duration, figure, size
 from atoll.store.record import Record
 
 STATUS = {  # what the chip says, and its tone
@@ -50,17 +50,6 @@ def changes(facts: Facts) -> list[Change]:
             first = finite[0].value if len(finite) > 1 else None
             found.append(Change(name, work, first, finite[-1].value, best, finite[-1].round))
     return found
-
-
-def figure(name: str, value: float | None) -> str:
-    """A metric's value as its kind wants it: shares of one as percentages.
-
-    >>> figure("accuracy", 0.8731), figure("loss", 1.25)
-    ('87.3 %', '1.25')
-    """
-    if value is not None and is_share(name, [value]):
-        return f"{100 * value:.1f} %"
-    return number(value)
 
 
 def sentence(record: Record, facts: Facts) -> str:

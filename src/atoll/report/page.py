@@ -73,6 +73,7 @@ def render(record: Record) -> str:
         others_title=count(len(others), "other event"),
         about=_about(record),
         data=[*_data(record, facts), *((note.title, note.text) for note in notes if _is_short(note))],
+        data_plots=list(participation.examples(facts)),
         versions=sorted(record.versions.items()),
         config=document(record.config),
         commands=_commands(record),
@@ -128,9 +129,9 @@ def _sections(facts: Facts) -> list[Section]:
     whole = list(learning.by_round(facts))
     return [
         Section("learning", "Learning", whole, note="" if whole else "No metric was recorded."),
-        Section("clients", "Clients", [*learning.by_client(facts), *participation.examples(facts)], learning.fairness(facts)),
-        Section("participation", "Participation", list(participation.heat_map(facts))),
-        Section("cost", "Time and bytes", [*cost.time(facts), *cost.bytes_(facts), *cost.staleness(facts)]),
+        Section("clients", "Clients", list(learning.by_client(facts)), learning.fairness(facts)),
+        Section("participation", "Participation", [*participation.heat_map(facts), *cost.staleness(facts)]),
+        Section("cost", "Time and bytes", [*cost.time(facts), *cost.bytes_(facts)]),
     ]
 
 

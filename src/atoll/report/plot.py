@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, SURFACE = "#010101", "#6a6a6a", "#dcdcdc", "#fefefe"
@@ -109,7 +110,8 @@ class Canvas:
         handles, labels = self.axes.get_legend_handles_labels()
         if len(handles) < 2:
             return
-        columns = len(handles) if sum(len(name) + 6 for name in labels) < 52 else 2
+        needed = sum(5.6 * len(name) + 42 for name in labels)  # in pixels, as the average letter is wide
+        columns = len(handles) if needed < 72 * self.figure.get_figwidth() - 36 else 2
         self.axes.legend(
             handles,
             labels,
@@ -123,6 +125,12 @@ class Canvas:
             borderpad=0,
         )
 
+    def per_cent(self, axis: Axis) -> None:
+        """Shares of one along `axis`, written in per cent."""
+        from matplotlib.ticker import PercentFormatter
+
+        axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
     def count_rounds(self, x_label: str = "round", most: int = 8) -> None:
         """An x axis of whole numbers."""
         from matplotlib.ticker import MaxNLocator
@@ -131,7 +139,7 @@ class Canvas:
         self.axes.set_xlabel(x_label, loc="right")
 
 
-def draw(name: str, paint: Callable[[Canvas], None], width: float = 360, height: float = 236) -> str:
+def draw(name: str, paint: Callable[[Canvas], None], width: float = 400, height: float = 240) -> str:
     """The inline SVG of what `paint` draws, `width` by `height` at its natural size in CSS pixels.
 
     `name` makes the ids of this drawing different from those of its neighbours on the page.

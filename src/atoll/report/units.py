@@ -85,6 +85,17 @@ def is_share(name: str, values: Sequence[float]) -> bool:
     return known and all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
+def figure(name: str, value: float | None) -> str:
+    """A metric's value as its kind wants it: shares of one as percentages.
+
+    >>> figure("accuracy", 0.8731), figure("loss", 1.25)
+    ('87.3 %', '1.25')
+    """
+    if value is not None and is_share(name, [value]):
+        return f"{100 * value:.1f} %"
+    return number(value)
+
+
 def count(value: int, noun: str, plural: str | None = None) -> str:
     """A count with its noun in the right number.
 
