@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from atoll import tree
 from atoll.policy import Policy
-from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Engine, Failure, Update
+from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Engine, Failure, Journal, Update
 
 
 class Flight:
@@ -18,15 +18,16 @@ class Flight:
         self.out: dict[tuple[ClientId, str], tuple[Assignment, float]] = {}  # by client and work, with the lease's end
         self._lease_s, self._engine = policy.lease_s, engine
         self._started: set[tuple[ClientId, str]] = set()  # of those out, who no longer wait for their turn
-        self._logged: deque[Answer] = deque()  # of the open round, from before a kill
+        self._logged: Iterator[Answer] = iter(())  # of the open round, from before a kill: read one at a time
+        self._known: deque[tuple[int, ClientId, str]] = deque()  # what those answer, in their order
         self._early: deque[Answer] = deque()  # to work that was not being asked for when they landed
 
-    def open(self, logged: Iterable[Answer]) -> None:
-        """Answers that the journal already has are not asked for again."""
-        self._logged = deque(logged)
+    def open(self, journal: Journal, round: int) -> None:
+        """Answers that the journal already has of this round are not asked for again."""
+        self._known, self._logged = deque(journal.places(round)), journal.accepted(round)
 
     def send(self, assignments: Sequence[Assignment]) -> None:
-        known, ends = {_place(a) for a in self._logged}, self._engine.now() + self._lease_s
+        known, ends = set(self._known), self._engine.now() + self._lease_s
         self.out.update(((a.client, a.work), (a, ends)) for a in assignments)
         self._engine.submit([a for a in assignments if _place(a) not in known])
         self._started |= {_job(a) for a in assignments if self._engine.started(a)}
@@ -36,8 +37,9 @@ class Flight:
 
     def answers(self, work: str, until: float) -> Iterator[tuple[Answer, bool]]:
         """Answers to one kind of work, and whether it is the journal that gave them; ends at `until`."""
-        while self._logged and self._logged[0].work == work:
-            yield self._logged.popleft(), True
+        while self._known and self._known[0][2] == work:
+            self._known.popleft()
+            yield next(self._logged), True
         yield from self._landed(work)
         while self.count(work):
             ends = min(until, min(ends for _, ends in self.out.values()))

@@ -72,7 +72,7 @@ def run(
     everyone, flight, resumed = sorted(population), Flight(policy, shell.engine), state.in_flight
     while state.round < rounds:
         shell.journal.begin(state.round)
-        flight.open(shell.journal.accepted(state.round))
+        flight.open(shell.journal, state.round)
         flight.send(resumed)
         resumed = ()
         idle = sorted(set(everyone) - {client for client, _ in flight.out})

@@ -271,6 +271,10 @@ class Journal(Protocol):
         """Keep an accepted update that came before its turn; the call gives it back."""
         ...
 
+    def places(self, round: int) -> Iterator[tuple[int, ClientId, str]]:
+        """(round, client, work) of what `accepted` gives, in that order, without reading a tensor."""
+        ...
+
     def accepted(self, round: int) -> Iterator[Answer]:
         """The answers accepted while `round` was open, in the order in which they were accepted."""
         ...

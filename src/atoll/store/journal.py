@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atoll.errors import StoreError
 from atoll.store import files, state
-from atoll.types import Answer, Update
+from atoll.types import Answer, ClientId, Update
 
 _SUFFIX = ".safetensors"
 
@@ -59,7 +59,7 @@ class FileJournal:
         if self._open is None:
             raise StoreError(f"the journal in {self.folder} has no open round; call begin(round) before accept")
         file = self._open / f"{self._next:08d}{_SUFFIX}"
-        state.save(answer, file, durable=self.durable)
+        state.save(answer, file, durable=self.durable, extra={"place": _key(answer)})
         self._next += 1
         self._files[_key(answer)] = file
 
@@ -70,9 +70,15 @@ class FileJournal:
             raise StoreError(f"the update of {update.client!r} for round {update.round} is not in the journal; accept it first")
         return lambda: state.load(None, file)
 
+    def places(self, round: int) -> Iterator[tuple[int, ClientId, str]]:
+        """(round, client, work) of what `accepted` gives, in that order, from the files' heads alone."""
+        for file in self._kept(round):
+            at, client, work = state.read_extra(file)["place"]
+            yield at, client, work
+
     def accepted(self, round: int) -> Iterator[Answer]:
         """The answers accepted while `round` was open, in the order in which they were accepted."""
-        for file in sorted(self._place(round).glob(f"*{_SUFFIX}")):
+        for file in self._kept(round):
             answer: Answer = state.load(None, file)
             self._files[_key(answer)] = file
             yield answer
@@ -80,6 +86,9 @@ class FileJournal:
     def rounds(self) -> list[int]:
         """The rounds of which anything is kept."""
         return sorted(int(place.name) for place in self.folder.glob("[0-9]*"))
+
+    def _kept(self, round: int) -> list[Path]:
+        return sorted(self._place(round).glob(f"*{_SUFFIX}"))
 
     def _place(self, round: int) -> Path:
         return self.folder / f"{round:08d}"
@@ -99,10 +108,14 @@ class Ephemeral:
         own = update._replace(tree=state.copy(update.tree))
         return lambda: own
 
+    def places(self, round: int) -> Iterator[tuple[int, ClientId, str]]:
+        """No answers."""
+        return iter(())
+
     def accepted(self, round: int) -> Iterator[Answer]:
         """No answers."""
         return iter(())
 
 
-def _key(answer: Answer) -> tuple[int, str, str]:
+def _key(answer: Answer) -> tuple[int, ClientId, str]:
     return (answer.round, answer.client, answer.work)

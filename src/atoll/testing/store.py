@@ -99,6 +99,7 @@ def check_journal(reopen: Callable[[], Journal], *, durable: bool = True) -> Non
         again.begin(3)
         found = list(again.accepted(3))
         assert same_bits(found, answers(3)), "answers changed, or their order did"
+        assert list(again.places(3)) == [(a.round, a.client, a.work) for a in found], "places are not those of the answers"
         for answer in found:
             if isinstance(answer, Update):
                 assert same_bits(again.hold(answer)(), answer), "a replayed update can't be held"
