@@ -28,7 +28,7 @@ from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.testing.engine import check_engine
 from atoll.testing.store import same_bits
-from atoll.types import Algorithm, Assignment, Batch, ClientId, Engine, Failure, Local, Task, Tree, Update
+from atoll.types import Algorithm, Assignment, Batch, ClientId, Engine, Event, Failure, Local, Task, Tree, Update
 from tests.algorithms.test_laws import last, some_clients
 from tests.core.small import Log, holding, line, states
 
@@ -303,3 +303,41 @@ def test_a_hung_clients_worker_is_killed_when_its_lease_ends() -> None:
     last(fedavg(local), clients, 1, task, policy=Policy(lease_s=3.0), engine=processes, log=log, workers=2)
     assert time.monotonic() - began < 60
     assert [(e.client, e.text.partition(":")[0]) for e in log.of("failure")] == [(hung, "expired")]
+
+
+def test_a_frozen_base_is_held_once_whatever_the_number_of_workers() -> None:
+    """200 MB that no client trains: what each worker has of its own stays far below that."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = torch.nn.Parameter(torch.ones(5, 10_000_000), requires_grad=False)
+            self.head = torch.nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.base.sum(1) * 1e-9)
+
+    task, clients = classification(Adapted()), some_clients()
+    algorithm = fedavg(sgd(task, batch_size=4))
+    assert sorted(binding(task.module).state()) == ["head.bias", "head.weight"]
+    own: list[int] = []
+
+    class Measuring(Log):
+        def emit(self, event: Event) -> None:
+            if event.kind == "reduced":
+                own.extend(private_mb(w.process.pid) for w in made[0]._workers)  # type: ignore[attr-defined]
+
+    made: list[Engine] = []
+
+    def engine(*arguments: Any) -> Engine:
+        made.append(processes(*arguments, workers=2))
+        return made[0]
+
+    last(algorithm, clients, 1, task, engine=engine, log=Measuring())
+    assert len(own) == 2
+    assert max(own) < 60, f"a worker holds {max(own)} MB of its own beside a base of 200 MB"
+
+
+def private_mb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) // 1024
