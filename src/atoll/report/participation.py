@@ -34,9 +34,9 @@ def heat_map(facts: Facts) -> Iterator[Plot]:
     yield Plot(
         "Clients by round",
         draw("participation", lambda canvas: _paint(canvas, facts, names, rounds), 860, height),
-        alt=f"{count(len(names), 'client')} in {count(rounds, 'round')}: {count(heard, 'update')} and {count(failed, 'failure')}.",
+        alt=f"{count(len(names), 'client')} in {count(rounds, 'round')}: {count(heard, 'update')}, {count(failed, 'failure')}.",
         table=Table(("client", "rounds heard", "failures"), rows, more(names, rows)),
-        note=(f"A cell stands for up to {shared}, stronger where more were heard. " if shared else "Filled: the update counted. ")
+        note=(f"A cell is up to {shared}, stronger where more were heard. " if shared else "Filled: the update counted. ")
         + ("Crossed: the client failed." if failed else "No client failed."),
         wide=True,
     )  # fmt: skip
