@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import publish, verdict
+from results import publish, verdict
 
 CLIENTS, NAMES, SHAPE = 200, 100, (500, 500)  # 25 million parameters
 MODEL_MIB = NAMES * SHAPE[0] * SHAPE[1] * 4 / 2**20
@@ -102,9 +102,7 @@ def main() -> None:
         return
     rows = []
     for case in ("in order", "out of order"):
-        told = subprocess.run(
-            [sys.executable, "-m", "benchmarks.aggregation_memory", "--case", case], capture_output=True, text=True, check=True
-        )
+        told = subprocess.run([sys.executable, __file__, "--case", case], capture_output=True, text=True, check=True)
         found = json.loads(told.stdout.splitlines()[-1])
         models = found["peak_mib"] / MODEL_MIB
         rows.append(

@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
+from results import publish, verdict
 
 from atoll import tree
 from atoll.aggregators.mean import mean
@@ -29,7 +30,6 @@ from atoll.policy import synchronous
 from atoll.round import RunState, Shell, run
 from atoll.store.journal import Ephemeral
 from atoll.types import HELD_OUT, Aggregator, Algorithm, ClientId, Event, Local, Reduced, Request, Tree, Update
-from benchmarks.results import publish, verdict
 
 
 def gather() -> Aggregator[dict[str, torch.Tensor]]:

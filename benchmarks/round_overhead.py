@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from results import publish, verdict
 from torch.nn import functional
 
 from atoll import classification as classify
@@ -26,7 +27,6 @@ from atoll.policy import synchronous
 from atoll.round import RunState, Shell, run
 from atoll.store.journal import Ephemeral
 from atoll.types import Dataset, Event
-from benchmarks.results import publish, verdict
 
 CLIENTS, COHORT, BATCH, LR = 1000, 100, 10, 0.1
 Loss = Callable[[], float]
