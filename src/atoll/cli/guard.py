@@ -19,6 +19,9 @@ from atoll.errors import AtollError, ConfigError, JobError, MissingExtra, Versio
 DEBUG = "ATOLL_DEBUG"  # set to 1 to see the traceback of what is a defect
 
 
+USAGE = tuple(each for each in typer.BadParameter.__mro__ if each.__name__ in ("UsageError", "ClickException"))
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, after the checkpoint of what is done."""
 
@@ -48,9 +51,9 @@ class Guarded(TyperGroup):
         except KeyboardInterrupt:
             say_error("stopped", label="")
             raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, *USAGE):
+            raise  # typer's own: an exit, or a wrong word of the command line, which it prints itself
         except Exception as error:
-            if isinstance(error, RuntimeError) and type(error).__module__.startswith("typer"):
-                raise  # typer's own: an exit, or a usage error that it prints itself
             if os.environ.get(DEBUG) == "1":
                 traceback.print_exc()
             else:

@@ -14,9 +14,9 @@ app = typer.Typer(
     cls=Guarded,
     no_args_is_help=True,
     add_completion=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # rich and markdown cost twice what the rest of `atoll --help` does
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help="""Train and fine-tune models across data that may not move.
 
     A first run, from nothing to a report:
