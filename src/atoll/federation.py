@@ -74,6 +74,8 @@ class Federation:
                 raise ConfigError(
                     f"policy {name} = {wanted}, but {self.data.name} has {have} clients: ask for fewer, or make more"
                 )
+        if taken := [c for c in self.data.clients if c.startswith(HELD_OUT)]:
+            raise ConfigError(f"client {taken[0]!r}: names that begin with {HELD_OUT!r} are the server's own; rename the client")
         if isinstance(self.engine, str) and self.engine not in ENGINES:
             raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}, or a factory")
 

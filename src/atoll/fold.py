@@ -58,10 +58,8 @@ class Fold:
     def _add(self, answer: Answer) -> None:
         if isinstance(answer, Failure):
             return
-        update = answer._replace(age=self._now - answer.round)
-        factor = self._staleness(update.age)
-        if factor != 1.0:
-            update = update._replace(tree=tree.scale(update.tree, factor))
+        age = self._now - answer.round
+        update = answer._replace(age=age, factor=self._staleness(age))
         self._acc = self._reduce.add(self._acc, update)
         self._clients.append(update.client)
         for name, value in update.metrics.items():

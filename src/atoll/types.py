@@ -46,6 +46,7 @@ class Update(NamedTuple):
     weight: float  # examples seen; exactly 1.0 under client-level privacy
     metrics: Metrics
     age: int = 0  # rounds between dispatch and receipt, set by the driver
+    factor: float = 1.0  # what staleness leaves of it, set by the driver: an aggregator folds factor * tree
 
 
 class Failure(NamedTuple):

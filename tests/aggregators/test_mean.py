@@ -30,7 +30,7 @@ def test_they_obey_the_laws(make: Callable[[], Aggregator[Any]]) -> None:
 
 def test_fedasyncs_mix_obeys_the_laws() -> None:
     w = {name: torch.ones(x.shape) for name, x in updates(1)[0].tree.items()}
-    check_aggregator(mixing(w, 0.6, polynomial()))
+    check_aggregator(mixing(w, 0.6, polynomial()), stale=False)
 
 
 def test_a_mix_is_computed_in_the_models_precision() -> None:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atoll import catalog, tree
-from atoll.algorithms.fedavg import fedavg
+from atoll.algorithms.fedavg import State, fedavg
 from atoll.errors import ConfigError
+from atoll.fold import Fold
 from atoll.local.evaluate import evaluate
 from atoll.local.sgd import sgd
+from atoll.policy import buffered
 from atoll.store.memories import Kept
 from atoll.testing.store import same_bits
 from atoll.testing.transform import check_transform
@@ -240,3 +242,21 @@ def test_a_norm_that_overflows_float32_is_clipped_too() -> None:
     torch.testing.assert_close(got, torch.tensor([0.6, 0.8]))
     tiny: Tensor = encoded(clip(1e-30), {"w": torch.tensor([3e-25, 4e-25])}).tree["w"]
     torch.testing.assert_close(tiny, torch.tensor([6e-31, 8e-31]), rtol=1e-4, atol=0)
+
+
+def test_staleness_is_applied_after_the_code_is_undone() -> None:
+    """A code of indices can't be scaled: the policy's factor reaches the aggregator beside it."""
+
+    def encode(assignment: Assignment, broadcast: Tree, memory: Tree, update: Update) -> tuple[Update, Tree]:
+        return update._replace(tree={"at": torch.tensor([1]), "is": update.tree["w"][1:]}), {}
+
+    def decode(update: Update) -> Update:
+        return update._replace(tree={"w": torch.zeros(2).index_copy(0, update.tree["at"], update.tree["is"])})
+
+    code = Transform("last", lambda w: None, lambda s: {}, encode, decode, lambda s, r: (r.tree, s))
+    whole = pipe(fedavg(sgd(line())), code)
+    request = next(whole.round((State({"w": torch.zeros(2)}, ()), None), [ClientId("a")]))
+    fold = Fold(request, buffered(1, buffer=1, staleness_exponent=1.0), now=3, in_order=False)
+    sent, _ = encode(NOWHERE, {}, {}, Update(0, ClientId("a"), "train", {"w": torch.tensor([5.0, 8.0])}, 1.0, {}))
+    fold.hear(sent, lambda update: lambda: update)
+    assert fold.finish().tree["w"].tolist() == [0.0, 2.0]  # 8 / (1 + 3)

@@ -19,7 +19,7 @@ class Total(NamedTuple):
 
 
 def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Total]:
-    """sum_k w_k x_k / sum_k w_k, in float32 or wider; w_k = Update.weight, or 1 when uniform.
+    """sum_k w_k f_k x_k / sum_k w_k, in float32 or wider; w_k = Update.weight, or 1 when uniform; f_k = Update.factor.
 
     >>> from atoll.types import Update
     >>> m = mean()
@@ -32,9 +32,10 @@ def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Tot
 
     def add(total: Total, update: Update) -> Total:
         weight = update.weight if weights == "examples" else 1.0
+        share = weight * update.factor
         if total.tree is None:
-            return Total(tree.map(lambda x: _wide(x).mul_(weight), update.tree), weight)
-        return Total(tree.axpy_(total.tree, update.tree, weight), total.weight + weight)
+            return Total(tree.map(lambda x: _wide(x).mul_(share), update.tree), weight)
+        return Total(tree.axpy_(total.tree, update.tree, share), total.weight + weight)
 
     def finish(total: Total) -> Tree:
         if total.tree is None or not total.weight > 0:
@@ -45,7 +46,7 @@ def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Tot
 
 
 def total() -> Aggregator[Total]:
-    """sum_k x_k, unweighted.
+    """sum_k f_k x_k, unweighted.
 
     >>> total().only_sum
     True
@@ -53,8 +54,8 @@ def total() -> Aggregator[Total]:
 
     def add(acc: Total, update: Update) -> Total:
         if acc.tree is None:
-            return Total(tree.map(_wide, update.tree), 1.0)
-        return Total(tree.axpy_(acc.tree, update.tree), acc.weight + 1.0)
+            return Total(tree.map(lambda x: _wide(x).mul_(update.factor), update.tree), 1.0)
+        return Total(tree.axpy_(acc.tree, update.tree, update.factor), acc.weight + 1.0)
 
     return Aggregator(lambda: Total(None, 0.0), add, _merge, lambda acc: acc.tree or {}, only_sum=True)
 

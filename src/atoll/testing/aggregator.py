@@ -31,12 +31,16 @@ def updates(count: int = 5) -> list[Update]:
 
 
 def check_aggregator(
-    aggregator: Aggregator[Any], sample: Callable[[], Sequence[Update]] = updates, tolerance: float = 1e-5
+    aggregator: Aggregator[Any],
+    sample: Callable[[], Sequence[Update]] = updates,
+    tolerance: float = 1e-5,
+    stale: bool = True,
 ) -> None:
     """Raise AssertionError where a law does not hold.
 
     `sample` makes the updates, anew at each call: for a rule whose updates have a form of their own. `tolerance` is
-    relative, for sums in another order.
+    relative, for sums in another order. `stale=False` is for a rule that weighs late updates by their age itself
+    (`Request.discount` is then False).
 
     >>> from atoll.aggregators.mean import mean
     >>> check_aggregator(mean())
@@ -51,6 +55,11 @@ def check_aggregator(
         _close(_merged(aggregator, [given[cut:], given[:cut]]), whole, tolerance, "merge does not commute")
     _close(_merged(aggregator, [[u] for u in given]), whole, tolerance, "merging one by one from the left is not streaming")
     _close(_right(aggregator, given), whole, tolerance, "merge is not associative")
+    if stale:
+        late = [u._replace(factor=1.0 / (k + 2)) for k, u in enumerate(given)]
+        scaled = [u._replace(factor=1.0, tree=tree.scale(u.tree, u.factor)) for u in late]
+        loose = max(tolerance, 1e-2)  # scaling beforehand rounds a half-precision tensor, folding does not
+        _close(_folded(aggregator, late), _folded(aggregator, scaled), loose, "Update.factor does not scale the update")
 
 
 def _folded(aggregator: Aggregator[Any], given: Sequence[Update]) -> Tree:
