@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from multiprocessing.connection import wait
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class Processes:
         self._board = Arena()  # trees on their way to workers; this process hands out its slots
         self._posted: dict[int, tuple[Tree, Placed, int]] = {}  # by id of the tree: itself, its place, its readers
         self._workers: list[Worker] = []
+        self._selector = DefaultSelector()  # kept, as asking anew for every reply would cost a tenth of a small round
         self._queue: deque[Assignment] = deque()
         self._ready: deque[Answer] = deque()
         self._deaths: Counter[Place] = Counter()
@@ -84,22 +85,24 @@ class Processes:
                 left = ends - self.now()
                 if (not busy and not self._queue) or left <= 0:
                     return
-                self._listen(busy, left)
+                self._listen(left)
         finally:
             torch.set_num_threads(before)
 
-    def _listen(self, busy: list[Worker], timeout_s: float) -> None:
+    def _listen(self, timeout_s: float) -> None:
         """Wait for replies and deaths, and take in what there is."""
-        by_handle = {handle: w for w in busy for handle in (w.pipe, w.process.sentinel)}
-        landed = wait(list(by_handle), timeout=min(timeout_s, 3600.0))
-        for worker in dict.fromkeys(by_handle[handle] for handle in landed):  # type: ignore[index]
-            self._hear(worker)
+        landed = [(key.data, key.fileobj) for key, _ in self._selector.select(min(timeout_s, 3600.0))]
+        for worker in dict.fromkeys(worker for worker, _ in landed):
+            self._hear(worker, speaks=(worker, worker.pipe) in landed)
 
     def _dispatch(self) -> None:
         if not self._queue:
             return
         while len(self._workers) < self._size:
-            self._workers.append(Worker(self._locals, self._clients, self._board, self._threads, self._workers))
+            worker = Worker(self._locals, self._clients, self._board, self._threads, self._workers)
+            self._workers.append(worker)
+            for handle in (worker.pipe, worker.process.sentinel):
+                self._selector.register(handle, EVENT_READ, worker)
         for depth in range(AHEAD):  # everybody has one before anybody has two
             for worker in self._workers:
                 if self._queue and len(worker.doing) == depth:
@@ -125,8 +128,8 @@ class Processes:
         for key in [k for k, (_, _, readers) in self._posted.items() if not readers][:-1]:
             self._board.free(self._posted.pop(key)[1])
 
-    def _hear(self, worker: Worker) -> None:
-        reply = worker.receive()
+    def _hear(self, worker: Worker, speaks: bool) -> None:
+        reply = worker.receive(speaks)
         if reply is None:
             self._replace(worker)
             return
@@ -145,7 +148,7 @@ class Processes:
 
     def _replace(self, worker: Worker) -> None:
         """A worker died: forget it, and ask again for what it was doing."""
-        self._workers.remove(worker)
+        self._let_go(worker)
         for nth, (assignment, posts, wanted) in reversed(list(enumerate(worker.abandon()))):
             self._unpost(posts)
             place = _place(assignment)
@@ -187,9 +190,14 @@ class Processes:
         return time.monotonic()
 
     def close(self) -> None:
-        for worker in self._workers:
+        for worker in list(self._workers):
+            self._let_go(worker)
             worker.close()
-        self._workers.clear()
+
+    def _let_go(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        for handle in (worker.pipe, worker.process.sentinel):
+            self._selector.unregister(handle)
 
 
 def _place(x: Assignment | Answer) -> Place:

@@ -56,10 +56,10 @@ class Worker:
         self.doing.append((assignment, posts, True))
         self._tell((assignment._replace(tree={}), posts))
 
-    def receive(self) -> Reply | None:
-        """The next reply; None when the process is dead and has nothing more to say."""
+    def receive(self, speaks: bool) -> Reply | None:
+        """The next reply, of which `speaks` says that it is there; None when the process is dead and has no more to say."""
         try:
-            if not self.pipe.poll():
+            if not speaks and not self.pipe.poll():
                 return None
             answer, placed, memory = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):  # OSError: it died in the middle of a message
