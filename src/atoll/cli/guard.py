@@ -19,7 +19,7 @@ from atoll.errors import AtollError, ConfigError, JobError, MissingExtra, Versio
 DEBUG = "ATOLL_DEBUG"  # set to 1 to see the traceback of what is a defect
 
 
-USAGE = tuple(each for each in typer.BadParameter.__mro__ if each.__name__ in ("UsageError", "ClickException"))
+USAGE: tuple[type[Exception], ...] = tuple(each for each in typer.BadParameter.__mro__ if each.__name__ in ("UsageError", "ClickException"))
 
 
 class Stopped(KeyboardInterrupt):
@@ -51,7 +51,9 @@ class Guarded(TyperGroup):
         except KeyboardInterrupt:
             say_error("stopped", label="")
             raise typer.Exit(130) from None
-        except (typer.Exit, typer.Abort, *USAGE):
+        except (typer.Exit, typer.Abort):
+            raise
+        except USAGE:
             raise  # typer's own: an exit, or a wrong word of the command line, which it prints itself
         except Exception as error:
             if os.environ.get(DEBUG) == "1":
