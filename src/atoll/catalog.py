@@ -72,7 +72,7 @@ class Entry(NamedTuple):
     summary: str  # the first line of the docstring
     parameters: tuple[Parameter, ...] = ()
     about: Mapping[str, Any] = {}  # the module's literal ABOUT
-    traffic: Mapping[str, float] = {}  # the module's literal TRAFFIC: models a client and a round, each way
+    traffic: Mapping[str, Any] = {}  # the module's literal TRAFFIC: models a client and a round, each way (`job.plan`)
     needs: tuple[tuple[str, str], ...] = ()  # (package, extra) that the factory may ask for
 
     def load(self) -> Callable[..., Any]:

@@ -168,7 +168,7 @@ def work(assignment: Assignment, local: Local[Any], examples: Examples, memory: 
 
 
 def _where(round: int, work: str) -> str:
-    return f"round {round}, {work!r}"
+    return f"round {round + 1}, {work!r}"  # counted from 1, as a person is shown them
 
 
 def _why(lost: Sequence[Failure]) -> str:

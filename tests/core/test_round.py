@@ -103,7 +103,7 @@ def test_a_deadline_closes_with_who_answered(late: Any) -> None:
 
 
 def test_a_deadline_that_nobody_met_is_an_error() -> None:
-    with pytest.raises(RoundError, match=r"round 0, 'train': 0 of 4 clients answered.*min_updates is 1"):
+    with pytest.raises(RoundError, match=r"round 1, 'train': 0 of 4 clients answered.*min_updates is 1"):
         drive(lambda a: [(30.0, says(a))], deadline(4, timeout_s=10))
 
 

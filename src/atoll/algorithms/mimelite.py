@@ -19,7 +19,7 @@ from atoll.local.corrections import correct
 from atoll.local.full_gradient import full_gradient
 from atoll.types import Algorithm, Assignment, ClientId, Local, Reduced, Request, Task, Tree
 
-TRAFFIC = {"down": 3, "up": 2}  # model and momentum, the model once more; update and gradient
+TRAFFIC = {"train": {"down": 2}, "gradient": {}}  # model and momentum for an update; then the model for its gradient
 
 
 class State(NamedTuple):

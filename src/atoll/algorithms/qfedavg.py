@@ -18,6 +18,7 @@ from atoll.local.corrections import correct, descent_of
 from atoll.local.evaluate import evaluate
 from atoll.types import Algorithm, ClientId, Finished, Local, Reduced, Request, Task, Tree
 
+TRAFFIC = {"measure": {"up": 0}, "train": {"up_values": 1}}  # the model, for a loss; then the model, for Delta_k and h_k
 LOSS = "qfedavg/loss"
 
 

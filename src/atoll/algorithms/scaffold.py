@@ -19,7 +19,7 @@ from atoll.errors import ConfigError
 from atoll.local.corrections import correct
 from atoll.types import Algorithm, Assignment, ClientId, Finished, Local, Reduced, Request, Tree
 
-TRAFFIC = {"down": 2, "up": 2}  # model and control variate, each way
+TRAFFIC = {"train": {"down": 2, "up": 2}}  # model and control variate, each way
 
 
 class State(NamedTuple):

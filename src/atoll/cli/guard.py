@@ -19,7 +19,9 @@ from atoll.errors import AtollError, ConfigError, JobError, MissingExtra, Versio
 DEBUG = "ATOLL_DEBUG"  # set to 1 to see the traceback of what is a defect
 
 
-USAGE: tuple[type[Exception], ...] = tuple(each for each in typer.BadParameter.__mro__ if each.__name__ in ("UsageError", "ClickException"))
+USAGE: tuple[type[Exception], ...] = tuple(
+    each for each in typer.BadParameter.__mro__ if each.__name__ in ("UsageError", "ClickException")
+)
 
 
 class Stopped(KeyboardInterrupt):

@@ -104,8 +104,8 @@ def _interruptible(id: str, place: str | None) -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for each, handler in before.items():  # once asked, this process only ends: one more Ctrl-C has nothing to stop
+            signal.signal(each, signal.SIG_IGN if stop.asked else handler)
 
 
 def _told(console: Console, record: Record, outcome: Outcome, report: Path) -> None:

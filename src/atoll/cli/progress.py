@@ -50,6 +50,7 @@ class Progress:
 
     def say(self, what: str) -> None:
         """What is being done before or after the rounds."""
+        self._began = time.monotonic()  # reading the data says nothing of the pace of rounds
         if self._bar is not None:
             self._bar.update(self._task, description=what, refresh=True)
         else:

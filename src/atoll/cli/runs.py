@@ -63,10 +63,11 @@ def runs(store: Place = None) -> None:
 def compare(
     run: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two or more runs.", show_default=False)],
     store: Place = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write them as one page, with plots.")] = None,
 ) -> None:
     """Set runs side by side: how each ended, and the settings in which they differ.
 
-    Example: `atoll compare fashion-20260101-7k2m fashion-20260101-8z00`
+    Examples: `atoll compare fashion-20260101-7k2m fashion-20260101-8z00`, `atoll compare slow fast --html both.html`
     """
     from rich.console import Console
     from rich.table import Table
@@ -84,6 +85,10 @@ def compare(
     for label, values in _side_by_side(records):
         table.add_row(label, *(value.replace("[", "\\[") for value in values))
     Console().print(table)
+    if html is not None:
+        from atoll.report.comparison import render_comparison
+
+        typer.echo(f"comparison: {_written(html, render_comparison(records))}")
 
 
 def report(
@@ -110,8 +115,17 @@ def write_report(record: Record, output: Path | None = None) -> Path:
     """The report of a run, by default in its folder; returns where it is."""
     from atoll.report.page import render
 
-    path = output or Path(record.folder) / "report.html"
-    path.write_text(render(record), encoding="utf-8")
+    return _written(output or Path(record.folder) / "report.html", render(record))
+
+
+def _written(path: Path, page: str) -> Path:
+    """Raises StoreError where it can't be."""
+    from atoll.errors import StoreError
+
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path} can't be written: {error.strerror or error}; name another file") from error
     return path
 
 

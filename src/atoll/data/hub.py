@@ -14,13 +14,13 @@ from atoll.data.partition.iid import iid
 from atoll.data.partition.natural import natural
 from atoll.data.partition.parts import Partition
 from atoll.data.table import shared_frame
-from atoll.data.text import Texts, at_random
+from atoll.data.text import Texts, shared_texts, strings
 from atoll.errors import ConfigError, DataError, FetchError, missing_extra, unknown
 from atoll.types import Dataset
 
 
 def hub(
-    name: str,
+    source: str,
     split: str = "train",
     config: str | None = None,
     text: str | None = None,
@@ -57,34 +57,33 @@ def hub(
         raise ConfigError("neither text nor label is given; say what there is to learn.")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, but must be 1 or more: the number of rows to read.")
-    rows = _loaded(name, config, split)
+    rows = _loaded(source, config, split)
     for column in (text, target_text, image, label, by, *(features or ())):
         if column is not None and column not in rows.column_names:
             raise unknown("column", column, rows.column_names)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     if len(rows) == 0:
-        raise DataError(f"{name} has no rows in its split {split!r}.")
+        raise DataError(f"{source} has no rows in its split {split!r}.")
     count = 10 if clients is None and by is None else clients
     rule = partition if partition is not None else (iid() if by is None else natural(by))
     how: dict[str, Any] = {"seed": seed, "test_fraction": test_fraction, "server_fraction": server_fraction}
-    title = Path(name).name
+    title = Path(source).name
     owners = None if by is None else {by: [str(value) for value in rows[by]]}
     if text is None and image is None and label is not None:
         frame = rows.to_pandas()
-        return shared_frame(title, frame, label, by=by, features=features, clients=count, partition=partition, source=name, **how)
+        return shared_frame(
+            title, frame, label, by=by, features=features, clients=count, partition=partition, source=source, **how
+        )
     y, classes = (None, []) if label is None else _classes(rows, label)
-    about = {"source": name, "labels": classes}
+    about = {"source": source, "labels": classes}
     if image is not None:
         assert y is not None  # checked above: no text, so there is a label
         columns = {"x": torch.stack([_image(one, image) for one in rows[image]]), "y": y}
         return share(title, columns, rule, clients=count, about=about, by=owners, **how)
-    texts = Texts(_strings(rows, str(text)), target_text and _strings(rows, target_text), None if y is None else y.tolist())
-    known: dict[str, Any] = {"row": torch.arange(len(texts)), **({} if y is None else {"y": y}), **(owners or {})}
-    parts = rule(known, count, seed)
-    width = len(str(len(parts) - 1))
-    held = {part.name or f"client-{number:0{width}d}": texts.subset(part.rows) for number, part in enumerate(parts)}
-    return at_random(title, held, about, **how)
+    targets = None if target_text is None else strings(rows[target_text], target_text)
+    texts = Texts(strings(rows[text], str(text)), targets, None if y is None else y.tolist())
+    return shared_texts(title, texts, rule, clients=count, about=about, by=owners, **how)
 
 
 def _loaded(name: str, config: str | None, split: str) -> Any:
@@ -117,14 +116,6 @@ def _classes(rows: Any, label: str) -> tuple[torch.Tensor, list[str]]:
             f"the label {label!r} is missing (-1) in {int((numbers < 0).sum())} rows; choose a split that has labels."
         )
     return numbers, list(names)
-
-
-def _strings(rows: Any, column: str) -> list[str]:
-    values = list(rows[column])
-    for number, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(f"the column {column!r} holds {value!r} in row {number}, which is no text.")
-    return values
 
 
 def _image(value: Any, column: str) -> torch.Tensor:

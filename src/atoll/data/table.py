@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atoll.data.clients import share
 from atoll.data.frame import inputs, target
 from atoll.data.partition.iid import iid
 from atoll.data.partition.natural import natural
 from atoll.data.partition.parts import Partition
-from atoll.errors import DataError, missing_extra, unknown
+from atoll.data.text import Texts, shared_texts, strings
+from atoll.errors import ConfigError, DataError, missing_extra, unknown
 from atoll.types import Dataset
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 def table(
     path: str,
-    label: str,
+    label: str | None = None,
     by: str | None = None,
     features: list[str] | None = None,
+    text: str | None = None,
+    target_text: str | None = None,
     clients: int | None = None,
     partition: Partition | None = None,
     test_fraction: float = 0.1,
@@ -32,29 +35,64 @@ def table(
 
     `features` (None: all columns but `label` and `by`) become x float32 (n, width): numbers standardised over the whole
     file, words one-hot, missing values marked. `label` becomes y: int64 (n,) for classes, float32 (n, 1) for
-    measurements. The server holds out a random `server_fraction` of each client's rows.
+    measurements. With `text` (and `target_text` or `label`) clients hold the texts of that column instead. The server
+    holds out a random `server_fraction` of each client's rows.
 
     Raises:
-        DataError: the file cannot be read, is empty, or a label is missing.
+        DataError: the file cannot be read, is empty, or a label or text is missing.
         UnknownName: a column is not in the file.
-        ConfigError: the partition cannot be made.
+        ConfigError: the partition cannot be made, or the arguments contradict each other.
         MissingExtra: pandas is absent.
 
     >>> data = table("patients.csv", label="ill", by="hospital")  # doctest: +SKIP
     """
-    return shared_frame(
-        Path(path).stem,
-        read(Path(path)),
-        label,
-        by=by,
-        features=features,
-        clients=clients,
-        partition=partition,
-        test_fraction=test_fraction,
-        server_fraction=server_fraction,
-        seed=seed,
-        source=str(path),
-    )
+    if text is not None and features is not None:
+        raise ConfigError("text and features are both given; a client holds one or the other.")
+    how: dict[str, Any] = {"test_fraction": test_fraction, "server_fraction": server_fraction, "seed": seed}
+    how |= {"by": by, "clients": clients, "partition": partition}
+    frame = read(Path(path))
+    if text is not None:
+        return _texts(Path(path), frame, text, target_text, label, **how)
+    if label is None:
+        raise ConfigError("neither label nor text is given; say which column there is to learn.")
+    return shared_frame(Path(path).stem, frame, label, features=features, source=str(path), **how)
+
+
+def _texts(
+    path: Path,
+    frame: DataFrame,
+    text: str,
+    target_text: str | None,
+    label: str | None,
+    *,
+    by: str | None,
+    clients: int | None,
+    partition: Partition | None,
+    **how: Any,
+) -> Dataset:
+    """Columns of texts as a federated data set, by a column of owners or a partition."""
+    _owned(frame, by, text, target_text, label)
+    y, classes = (None, []) if label is None else target(frame, label)
+    if y is not None and y.is_floating_point():
+        raise DataError(f"the label {label!r} holds measurements; texts are told apart by classes.")
+    targets = None if target_text is None else strings(frame[target_text], target_text)
+    texts = Texts(strings(frame[text], text), targets, None if y is None else y.tolist())
+    owners = None if by is None else {by: frame[by].astype(str).tolist()}
+    rule = partition if partition is not None else (iid() if by is None else natural(by))
+    count = 10 if clients is None and by is None else clients
+    return shared_texts(path.stem, texts, rule, clients=count, about={"source": str(path), "labels": classes}, by=owners, **how)
+
+
+def _owned(frame: DataFrame, by: str | None, *columns: str | None) -> None:
+    """The columns are there, and every row has an owner."""
+    known = [str(column) for column in frame.columns]
+    for column in (by, *columns):
+        if column is not None and column not in known:
+            raise unknown("column", column, known)
+    if by is not None and frame[by].isna().any():
+        raise DataError(
+            f"the column {by!r} names the client of a row, but is empty in {int(frame[by].isna().sum())} rows; drop them."
+        )
 
 
 def shared_frame(
@@ -73,12 +111,7 @@ def shared_frame(
 ) -> Dataset:
     """A pandas DataFrame as a federated data set; see `table`."""
     columns = [str(column) for column in frame.columns]
-    if by is not None and by not in columns:
-        raise unknown("column", by, columns)
-    if by is not None and frame[by].isna().any():
-        raise DataError(
-            f"the column {by!r} names the client of a row, but is empty in {int(frame[by].isna().sum())} rows; drop them."
-        )
+    _owned(frame, by)
     y, classes = target(frame, label)
     used = features if features is not None else [column for column in columns if column not in (label, by)]
     if label in used:

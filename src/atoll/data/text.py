@@ -6,7 +6,7 @@ object that is called like a tokenizer of Hugging Face.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from atoll.data.clients import held_out, test_size
 from atoll.data.examples import Tensors
+from atoll.data.partition.parts import Partition
 from atoll.errors import ConfigError, DataError
 from atoll.types import Batch, ClientId, Dataset, Examples
 
@@ -192,6 +193,45 @@ def at_random(
         holdings[ClientId(client)] = {"train": own.subset(part[0]), "test": own.subset(part[1])}
         reserved.append(own.subset(part[2]))
     return Dataset(name, holdings, _joined(reserved) if server_fraction else None, about)
+
+
+def shared_texts(
+    name: str,
+    texts: Texts,
+    partition: Partition,
+    *,
+    clients: int | None,
+    seed: int,
+    test_fraction: float,
+    server_fraction: float,
+    about: Mapping[str, Any],
+    by: Mapping[str, Sequence[str]] | None = None,
+) -> Dataset:
+    """A data set of `texts` divided by `partition`, which also reads `by` and, where there are labels, "y".
+
+    Raises:
+        ConfigError: the partition cannot be made, or a fraction is outside [0, 1).
+    """
+    known: dict[str, Any] = {"row": torch.arange(len(texts)), **(by or {})}
+    if texts.labels is not None:
+        known["y"] = torch.tensor(texts.labels)
+    parts = partition(known, clients, seed)
+    width = len(str(len(parts) - 1))
+    held = {part.name or f"client-{number:0{width}d}": texts.subset(part.rows) for number, part in enumerate(parts)}
+    return at_random(name, held, about, seed, test_fraction, server_fraction)
+
+
+def strings(values: Iterable[Any], column: str) -> list[str]:
+    """A column of texts.
+
+    Raises:
+        DataError: a value is no text.
+    """
+    found = list(values)
+    for number, value in enumerate(found):
+        if not isinstance(value, str):
+            raise DataError(f"the column {column!r} holds {value!r} in row {number}, which is no text.")
+    return found
 
 
 def _joined(all_texts: Sequence[Texts]) -> Texts:

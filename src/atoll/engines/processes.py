@@ -23,6 +23,7 @@ from atoll.store.memories import Kept
 from atoll.types import Answer, Assignment, ClientId, Engine, Failure, Local, Memories, Tree, Update
 
 AHEAD = 2  # assignments a worker has at once: the one it works on and the next
+PARTING_S = 0.5  # what workers have, all together, to end by themselves; a stop should not wait for an epoch
 TRIES = 2  # times that one assignment may cost a worker its life
 Place = tuple[int, ClientId, str]
 
@@ -190,9 +191,12 @@ class Processes:
         return time.monotonic()
 
     def close(self) -> None:
+        ends = time.monotonic() + PARTING_S
+        for worker in self._workers:
+            worker.dismiss()
         for worker in list(self._workers):
             self._let_go(worker)
-            worker.close()
+            worker.close(max(ends - time.monotonic(), 0.0))
 
     def _let_go(self, worker: Worker) -> None:
         self._workers.remove(worker)

@@ -91,9 +91,13 @@ class Worker:
         undone, self.doing = list(self.doing), deque()
         return undone
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
+        """Ask it to end when it has done what it is doing."""
         self._tell(None)
-        self.process.join(2.0)
+
+    def close(self, timeout_s: float) -> None:
+        """Wait that long for it to end, then kill it: nobody waits for what it does."""
+        self.process.join(timeout_s)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from atoll.job.text import Document, load
 
 if TYPE_CHECKING:
     from atoll.federation import Federation
-    from atoll.types import Dataset, Task
+    from atoll.types import Batch, Dataset, Task
 
 SECTION = {"dataset": "data", "partition": "data.partition", "model": "task.model", "transform": "transforms"}
 
@@ -124,27 +124,52 @@ def tokenizer_of(job: Job) -> Any:
 
 
 def _fits(task: Task, dataset: Dataset, job: Job) -> None:
-    """One example through the model: shapes and types that do not fit are said before anything is started.
+    """Some examples through the model: shapes, types and classes that do not fit are said before anything is started.
 
     Raises:
         ConfigError: the task can't read the data, or the model is not for it.
     """
     import torch
 
-    held = next((splits["train"] for splits in dataset.clients.values() if len(splits.get("train", ())) > 0), None)
-    if held is None:
-        return  # a client without data is said when it is asked
-    batch, training = held.take(torch.arange(1)), task.module.training
+    training = task.module.training
     task.module.eval()
     try:
-        with torch.no_grad():
-            task.loss(task.forward(task.module, batch), batch)
-    except (AtollError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        read = ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for name, x in batch.items())
-        told = str(error).partition("\n")[0]
-        raise ConfigError(f"[task] {job.task.name} can't read {dataset.name}: {told}; one example is {read}") from error
+        for batch in _telling(dataset):
+            try:
+                with torch.no_grad():
+                    task.loss(task.forward(task.module, batch), batch)
+            except (AtollError, RuntimeError, ValueError, IndexError, TypeError) as error:
+                told = str(error).partition("\n")[0].rstrip(".")
+                raise ConfigError(
+                    f"[task] {job.task.name} can't read {dataset.name}: {told}; one example is {_shown(batch)}"
+                ) from error
     finally:
         task.module.train(training)
+
+
+def _telling(dataset: Dataset) -> Iterator[Batch]:
+    """One example, and for each column of whole numbers (classes, tokens) one that has the largest: it may be too large."""
+    import torch
+
+    from atoll.data.examples import Tensors
+
+    held = [e for splits in dataset.clients.values() for e in splits.values() if len(e) > 0]  # who has none is told when asked
+    if held:
+        yield held[0].take(torch.arange(1))
+    within = [each for each in held if isinstance(each, Tensors)]
+    for name in [name for name, x in within[0].columns.items() if not x.is_floating_point()] if within else []:
+        largest = [each.column(name).flatten(1).amax(1) if each.columns[name].dim() > 1 else each.column(name) for each in within]
+        most = max(range(len(within)), key=lambda i: int(largest[i].max()))
+        yield within[most].take(largest[most].argmax().view(1))
+
+
+def _shown(batch: Batch) -> str:
+    """`x float32 (1, 64), y int64 (1,) up to 9`"""
+    told = []
+    for name, x in batch.items():
+        up_to = "" if x.is_floating_point() or not x.numel() else f" up to {int(x.max())}"
+        told.append(f"{name} {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}{up_to}")
+    return ", ".join(told)
 
 
 def _own(engine: Named) -> bool:
@@ -159,10 +184,10 @@ def _tokenised(dataset: Dataset, job: Job) -> Dataset:
     first = next((splits["train"] for splits in dataset.clients.values() if "train" in splits), None)
     if not isinstance(first, text.Texts):
         return dataset
-    tokenizer = tokenizer_of(job) or characters(dataset)
-    if first.labels is not None:
+    tokenizer, task = tokenizer_of(job) or characters(dataset), job.task.name
+    if task == "sequence_classification":
         return text.tokenise_classes(dataset, tokenizer, job.tokens.length)
-    if first.target is not None and job.task.name == "seq2seq":
+    if task == "seq2seq":
         return text.tokenise_pairs(dataset, tokenizer, job.tokens.length, job.tokens.target_length)
     return text.tokenise(dataset, tokenizer, job.tokens.length)
 

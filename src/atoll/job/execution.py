@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from atoll.errors import StoreError
 from atoll.job.build import build, tokenizer_of
 from atoll.job.schema import Job
 
@@ -62,9 +63,9 @@ def carry_out(
 
 @contextlib.contextmanager
 def _outside(job: Job, run: Run) -> Iterator[list[Any]]:
-    """The sinks of [sinks], closed at the end."""
-    with contextlib.ExitStack() as stack:
-        opened: list[Any] = []
+    """The sinks of [sinks], closed at the end; MLflow is told whether it was a good one."""
+    opened: list[Any] = []
+    try:
         if job.sinks.tensorboard:
             from atoll.store.tensorboard import TensorBoard
 
@@ -74,9 +75,23 @@ def _outside(job: Job, run: Run) -> Iterator[list[Any]]:
 
             uri = job.sinks.mlflow.uri or f"sqlite:///{run.folder / 'mlflow.db'}"
             opened.append(MLflow(uri, run.id, experiment=job.sinks.mlflow.experiment, config=job.model_dump(exclude_none=True)))
-        for sink in opened:
-            stack.callback(sink.close)
         yield opened
+    except BaseException as error:
+        for sink in opened:  # the error that ended the run matters more than one of closing
+            with contextlib.suppress(StoreError):
+                _closed(sink, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    for sink in opened:
+        _closed(sink, "FINISHED")
+
+
+def _closed(sink: Any, status: str) -> None:
+    from atoll.store.mlflow import MLflow
+
+    if isinstance(sink, MLflow):
+        sink.close(status)
+    else:
+        sink.close()
 
 
 def _passage(job: Job, federation: Federation, parameters: Tree | None) -> str:

@@ -33,9 +33,10 @@ class Plan(NamedTuple):
     clients: int | None
     asked: int | None  # clients a round
     rounds: int
-    down: float  # models to each client a round
-    up: float  # models from each client a round
-    up_value_bytes: float = FLOAT_BYTES
+    down: float  # models to each client a round, in fp32
+    up: float  # models from each client a round, in fp32
+    up_extra_bytes: float  # beside the models, such as one number
+    judged: int  # times that the model goes to every client, to be judged or adapted there
 
     @property
     def down_bytes(self) -> float | None:
@@ -45,14 +46,38 @@ class Plan(NamedTuple):
     @property
     def up_bytes(self) -> float | None:
         """From one client in one round."""
-        return None if self.trained is None else self.trained.trainable * self.up_value_bytes * self.up
+        return None if self.trained is None else self.trained.trainable * FLOAT_BYTES * self.up + self.up_extra_bytes
 
     @property
     def round_bytes(self) -> float | None:
-        """Both ways, all clients of one round."""
+        """Both ways, all clients of one round of training."""
         if self.down_bytes is None or self.up_bytes is None or self.asked is None:
             return None
         return (self.down_bytes + self.up_bytes) * self.asked
+
+    @property
+    def judging_bytes(self) -> float | None:
+        """In the whole run, to clients that judge the model or adapt it to themselves; every client has a test split."""
+        if not self.judged:
+            return 0.0
+        if self.trained is None or self.clients is None:
+            return None
+        return self.trained.trainable * FLOAT_BYTES * self.clients * self.judged
+
+    @property
+    def total_bytes(self) -> float | None:
+        """All that the run sends."""
+        if self.round_bytes is None or self.judging_bytes is None:
+            return None
+        return self.round_bytes * self.rounds + self.judging_bytes
+
+
+class Traffic(NamedTuple):
+    """What one work of an algorithm sends for one client, as the algorithm's literal TRAFFIC says by work."""
+
+    down: float = 1  # models to the client
+    up: float = 1  # models from it
+    up_values: float = 0  # numbers beside them
 
 
 def plan(job: Job) -> Plan:
@@ -60,17 +85,32 @@ def plan(job: Job) -> Plan:
     clients = clients_of(job)
     asked = job.policy.parameters.get("clients_per_round") or job.policy.parameters.get("buffer") or clients
     algorithm = catalog.find("algorithm", job.algorithm.name)
-    up, down = float(algorithm.traffic.get("up", 1)), float(algorithm.traffic.get("down", 1))
-    value_bytes = float(FLOAT_BYTES)
-    for given in job.transforms:
-        traffic = catalog.find("transform", given.name).traffic
-        up, down = up * float(traffic.get("up", 1)), down * float(traffic.get("down", 1))
-        value_bytes = float(traffic.get("bytes_per_value", value_bytes))
+    works = {work: Traffic(**sends) for work, sends in ({"train": {}} | dict(algorithm.traffic)).items()}
+    narrowed = _narrowed(job)  # transforms are attached to training alone
+    up = sum(each.up * (narrowed if work == "train" else 1.0) for work, each in works.items())
+    extra = sum(each.up_values * FLOAT_BYTES * (narrowed if work == "train" else 1.0) for work, each in works.items())
+    down = sum(each.down for each in works.values())
     try:
         trained, unknown = _trained(job.task), ""
     except AtollError as error:
         trained, unknown = None, str(error)
-    return Plan(trained, unknown, clients, asked, job.rounds, down, up, value_bytes)
+    return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job))
+
+
+def _narrowed(job: Job) -> float:
+    """Bytes of an encoded update over those of the same in fp32."""
+    share = 1.0
+    for given in job.transforms:
+        traffic = catalog.find("transform", given.name).traffic
+        share *= float(traffic.get("up", 1)) * float(traffic.get("bytes_per_value", FLOAT_BYTES)) / FLOAT_BYTES
+    return share
+
+
+def _judged(job: Job) -> int:
+    """Times that the model is sent to every client apart from training; who judges sends back numbers alone."""
+    every = job.evaluation.every or job.rounds
+    evaluations = -(-job.rounds // every) if job.evaluation.per_client else 0
+    return evaluations + (3 if job.personalise else 0)  # the common model judged, trained on, the own one judged
 
 
 def rows(job: Job) -> Iterator[tuple[str, str]]:
@@ -83,9 +123,11 @@ def rows(job: Job) -> Iterator[tuple[str, str]]:
     links = ", then ".join(_spelled(each) for each in job.transforms)
     yield "update passes", links or "nothing: no clipping, compression or noise"
     yield "to each client", f"{size(figures.down_bytes)} a round{_times(figures.down)}"
-    yield "from each client", f"{size(figures.up_bytes)} a round{_times(figures.up * figures.up_value_bytes / FLOAT_BYTES)}"
-    total = None if figures.round_bytes is None else figures.round_bytes * figures.rounds
-    yield "in all", f"{size(figures.round_bytes)} a round, {size(total)} in {count(figures.rounds, 'round')}"
+    yield "from each client", f"{size(figures.up_bytes)} a round{_times(figures.up)}"
+    if figures.judged:
+        to_each = None if figures.down_bytes is None else figures.down_bytes / figures.down
+        yield "judging", f"{size(to_each)} to each client {_often(figures.judged)}, {size(figures.judging_bytes)} in all"
+    yield "in all", f"{size(figures.round_bytes)} a round, {size(figures.total_bytes)} in {count(figures.rounds, 'round')}"
     workers = job.engine.parameters.get("workers")
     yield "engine", job.engine.name + (f", {count(workers, 'worker')}" if workers else "")
 
@@ -109,6 +151,10 @@ def _model(figures: Plan) -> str:
         return figures.unknown
     frozen = f", {number(figures.trained.frozen)} frozen (never sent)" if figures.trained.frozen else ""
     return f"{figures.trained.what}: {number(figures.trained.trainable)} parameters trained{frozen}"
+
+
+def _often(times: int) -> str:
+    return {1: "once", 2: "twice"}.get(times, f"{times} times")
 
 
 def _times(factor: float) -> str:

@@ -43,7 +43,7 @@ class Evaluation(Section):
 
     every: int = Field(1, ge=0)  # rounds between evaluations on the held-out set; 0: only at the end
     batch_size: int | None = Field(None, ge=1)
-    per_client: bool = False  # at the end, each client's own test split too
+    per_client: bool = False  # at each evaluation, each client's own test split too
     examples: int | None = Field(None, ge=1)  # judge on this many held-out examples, drawn once
 
 
