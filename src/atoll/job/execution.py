@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
 
     result: Result
     model: Path
-    passages: tuple[tuple[str, str], ...]  # (before | after, what the model wrote)
+    passages: tuple[tuple[str, str], ...]  # (before | after, the prompt and what the model wrote after it)
 
 
 def carry_out(
@@ -98,6 +98,5 @@ def _passage(job: Job, federation: Federation, parameters: Tree | None) -> str:
     from atoll.tasks.generation import continue_text
 
     assert job.samples is not None
-    return continue_text(
-        federation.task, tokenizer_of(job), job.samples.prompt, job.samples.tokens, seed=job.seed, parameters=parameters
-    )
+    prompt, tokens, temperature = job.samples.prompt, job.samples.tokens, job.samples.temperature
+    return prompt + continue_text(federation.task, tokenizer_of(job), prompt, tokens, job.seed, temperature, parameters)

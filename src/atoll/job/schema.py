@@ -79,6 +79,7 @@ class Samples(Section):
 
     prompt: str = Field(min_length=1)
     tokens: int = Field(60, ge=1, le=4096)
+    temperature: float = Field(0.7, ge=0.0, le=10.0)  # 0: the likeliest token each time
 
 
 class Job(Section):
