@@ -74,6 +74,7 @@ class Entry(NamedTuple):
     about: Mapping[str, Any] = {}  # the module's literal ABOUT
     traffic: Mapping[str, Any] = {}  # the module's literal TRAFFIC: models a client and a round, each way (`job.plan`)
     needs: tuple[tuple[str, str], ...] = ()  # (package, extra) that the factory may ask for
+    said: frozenset[str] = frozenset()  # what its source sets to True by name, such as bounds_norm or composite
 
     def load(self) -> Callable[..., Any]:
         """Import the module and return the factory."""
@@ -162,6 +163,7 @@ def read(path: Path, module: str, markers: Mapping[str, str]) -> Iterator[Entry]
             own if isinstance(own, dict) else about,
             traffic,
             tuple(_needs(node, functions)),
+            frozenset(_said(node)),
         )
 
 
@@ -327,6 +329,13 @@ def _parameters(args: ast.arguments) -> Iterator[Parameter]:
     for extra in (args.vararg, args.kwarg):
         if extra is not None:
             yield Parameter(extra.arg, ast.unparse(extra.annotation) if extra.annotation else "Any", None, False, "", True)
+
+
+def _said(node: ast.FunctionDef) -> Iterator[str]:
+    """`Properties(bounds_norm=True)` says bounds_norm."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.keyword) and part.arg and isinstance(part.value, ast.Constant) and part.value.value is True:
+            yield part.arg
 
 
 def _needs(node: ast.FunctionDef, functions: Mapping[str, ast.FunctionDef]) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import typer
 
 from atoll.cli.guard import Stopped
 from atoll.cli.progress import SHOWN, Progress
-from atoll.cli.runs import store_at, write_report
+from atoll.cli.runs import existing_store, store_at, write_report
 from atoll.job.plan import plan
 from atoll.report.units import duration, number, size
 
@@ -41,7 +43,7 @@ def resume_live(which: str, place: str | None) -> None:
     from atoll.job.check import check
     from atoll.job.text import Document
 
-    with store_at(place) as store:
+    with existing_store(place) as store:
         record = store.record(which)
         if record.status == "finished":
             typer.echo(f"{record.id} is finished: its {record.rounds} rounds are done; see it with: atoll report {record.id}")
@@ -91,7 +93,7 @@ class Stop:
 @contextlib.contextmanager
 def _interruptible(id: str, place: str | None) -> Iterator[Stop]:
     """Ctrl-C and SIGTERM ask once for a clean stop; a second Ctrl-C stops at once."""
-    where = f" --store {place}" if place else ""
+    where = f" --store {shlex.quote(_without_password(place))}" if place else ""
     stop = Stop(f"stopped; resume with `atoll resume {id}{where}`")
 
     def ask(number: int, _: Any) -> None:
@@ -106,6 +108,15 @@ def _interruptible(id: str, place: str | None) -> Iterator[Stop]:
     finally:
         for each, handler in before.items():  # once asked, this process only ends: one more Ctrl-C has nothing to stop
             signal.signal(each, signal.SIG_IGN if stop.asked else handler)
+
+
+def _without_password(place: str) -> str:
+    """What a terminal or a log may keep of a database's URL.
+
+    >>> _without_password("postgresql+psycopg://ann:secret@host/runs"), _without_password("runs")
+    ('postgresql+psycopg://ann:***@host/runs', 'runs')
+    """
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", place)
 
 
 def _told(console: Console, record: Record, outcome: Outcome, report: Path) -> None:

@@ -25,8 +25,27 @@ def store_at(place: str | None) -> Store:
     """The store at a folder, or with the database at a URL (its files are then in ./runs)."""
     from atoll.store.runs import Store
 
-    where = place or os.environ.get("ATOLL_STORE") or "runs"
+    where = _where(place)
     return Store("runs", where) if "://" in where else Store(where)
+
+
+def existing_store(place: str | None) -> Store:
+    """The same for reading: a folder that is not there is not made.
+
+    Raises UnknownName where it isn't.
+    """
+    from atoll.errors import UnknownName
+
+    where = _where(place)
+    if "://" not in where and not Path(where).exists():
+        raise UnknownName(
+            f"there are no runs in {where}, which is no folder; start one with `atoll run`, or name it with --store"
+        )
+    return store_at(place)
+
+
+def _where(place: str | None) -> str:
+    return place or os.environ.get("ATOLL_STORE") or "runs"
 
 
 def runs(store: Place = None) -> None:
@@ -37,6 +56,9 @@ def runs(store: Place = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if "://" not in _where(store) and not Path(_where(store)).exists():
+        typer.echo(f"no runs in {Path(_where(store)).absolute()} yet; start one with: atoll run JOB")
+        return
     with store_at(store) as opened:
         rows = opened.list()
         folder = opened.folder
@@ -76,7 +98,7 @@ def compare(
 
     if len(run) < 2:
         raise ConfigError("compare takes two runs or more; `atoll runs` lists them.")
-    with store_at(store) as opened:
+    with existing_store(store) as opened:
         records = [opened.record(each) for each in run]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
@@ -101,7 +123,7 @@ def report(
 
     Examples: `atoll report last --open`, `atoll report fashion-20260101-7k2m -o report.html`
     """
-    with store_at(store) as opened:
+    with existing_store(store) as opened:
         record = opened.record(run)
     path = write_report(record, output)
     typer.echo(f"report: {path}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
-import importlib.util
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +14,9 @@ from atoll.errors import ConfigError, JobError, UnknownName, VersionError
 from atoll.job import values
 from atoll.job.schema import FORMAT, Job
 from atoll.job.text import Document, Spot
+from atoll.job.together import Problem, absent, clients_of, together
+
+__all__ = ["Problem", "check", "clients_of", "problems_of", "settable", "spelling"]
 
 # Parameters that the builder fills in from the rest of the job when the file does not set them.
 WIRED: Mapping[str, frozenset[str]] = {
@@ -40,13 +40,6 @@ SECTIONS = {
 }
 
 
-class Problem(NamedTuple):
-    """What is wrong, and where."""
-
-    spot: Spot
-    text: str
-
-
 def check(document: Document) -> Job:
     """The job that the document describes.
 
@@ -63,24 +56,11 @@ def check(document: Document) -> Job:
     job, problems = _typed(document)
     problems = [*problems, *_named(document.values, document)]
     if job is not None and not problems:
-        problems = list(_together(job))
+        problems = list(together(job))
     if problems or job is None:
         ordered = sorted(set(problems), key=lambda problem: (document.order(problem.spot), problem.text))
         raise JobError(f"{document.place(problem.spot)}: {problem.text}" for problem in ordered)
     return job
-
-
-def clients_of(job: Job) -> int | None:
-    """How many clients there will be, where it is known without reading the data."""
-    given = job.data.parameters.get("clients")
-    if isinstance(given, int) and not isinstance(given, bool):
-        return given
-    entry = catalog.find("dataset", job.data.name)
-    parameter = entry.parameter("clients")
-    if parameter is not None and isinstance(parameter.default, int):
-        return parameter.default
-    told = re.match(r"\d+\b", str(entry.about.get("clients", "")))  # "4 hospitals: Cleveland 304, ..."
-    return int(told[0]) if told and "partition" not in job.data.parameters else None
 
 
 def _typed(document: Document) -> tuple[Job | None, list[Problem]]:
@@ -176,7 +156,7 @@ def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
         yield Problem((*spot, "name"), f"{_where(spot)}{error}")
         return
     for package, extra in entry.needs:
-        if _absent(package):
+        if absent(package):
             yield Problem((*spot, "name"), f"{_where(spot)}{name} needs the package {package!r}: pip install 'atoll[{extra}]'")
     for key, value in given.items():
         if key != "name":
@@ -230,7 +210,7 @@ def _adapter(given: Any, spot: Spot) -> Iterator[Problem]:
     except ConfigError as error:
         key = next((key for key in given if f" {key} " in f"{error} " or f"'{key}'" in str(error)), None)
         yield Problem(spot if key is None else (*spot, key), f"{_where(spot)}{error}")
-    if _absent("peft"):
+    if absent("peft"):
         yield Problem(spot, f"{_where(spot)}adapters need the package 'peft': pip install 'atoll[llm]'")
 
 
@@ -253,37 +233,6 @@ def problems_of(document: Document, section: str) -> Iterator[Problem]:
         yield Problem((section,), f"[{section}] name is missing: {_names(section)}")
     else:
         yield from _choice(SECTIONS[section], given, (section,))
-
-
-def _together(job: Job) -> Iterator[Problem]:
-    """What no section can know alone; only asked once each is right by itself."""
-    algorithm = catalog.find("algorithm", job.algorithm.name)
-    needs_local = algorithm.parameter("local") is not None
-    if needs_local and job.local is None:
-        yield Problem((), f"[local] is missing: {algorithm.name} needs the clients' work, a name from `atoll catalog local`")
-    if not needs_local and job.local is not None:
-        yield Problem(("local",), f"[local] does not go with {algorithm.name}, which says itself what its clients do: remove it")
-    if job.samples is not None and job.task.name != "causal_lm":
-        yield Problem(("samples",), f"[samples] needs the task causal_lm: {job.task.name} continues no text")
-    clients = clients_of(job)
-    for key in ("clients_per_round", "clients_in_flight"):
-        asked = job.policy.parameters.get(key)
-        if clients is not None and isinstance(asked, int) and asked > clients:
-            yield Problem(("policy", key), f"[policy] {key} = {asked}: there are only {clients} clients; ask {clients} or fewer")
-    try:
-        catalog.find("policy", job.policy.name).load()(**job.policy.parameters)  # policies import nothing heavy
-    except ConfigError as error:
-        yield Problem(("policy",), f"[policy] {error}")
-    for package, asked_for in (("tensorboard", job.sinks.tensorboard), ("mlflow", job.sinks.mlflow)):
-        if asked_for is not None and _absent(package):
-            yield Problem(("sinks", package), f"[sinks.{package}] needs the package {package!r}: pip install 'atoll[{package}]'")
-
-
-def _absent(package: str) -> bool:
-    """Not installed, whether it is named as it is imported (sklearn) or as it is installed (scikit-learn)."""
-    if importlib.util.find_spec(package.partition(".")[0]) is not None:
-        return False
-    return not any(importlib.metadata.Distribution.discover(name=package))
 
 
 def _is_path(parameter: catalog.Parameter) -> bool:

@@ -99,7 +99,10 @@ class Database:
         except SQLAlchemyError as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             told = str(cause).strip().partition("\n")[0]
-            mend = "make room or end what holds it" if isinstance(error, OperationalError) else "see that it is a runs database"
+            mend = "see that it is a runs database"
+            if isinstance(error, OperationalError):
+                here = self.url.get_backend_name() == "sqlite"
+                mend = "make room or end what holds it" if here else "see that the server runs, and that the URL is right"
             raise StoreError(f"{self} can't be used: {told}; {mend}") from error
 
     def __str__(self) -> str:

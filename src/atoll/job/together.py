@@ -1,0 +1,139 @@
+"""What no section of a job can know alone: whether the parts go together, as far as names and numbers tell it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from atoll import catalog
+from atoll.errors import ConfigError
+from atoll.job.schema import Job, Named
+from atoll.job.text import Spot
+
+
+class Problem(NamedTuple):
+    """What is wrong, and where."""
+
+    spot: Spot
+    text: str
+
+
+def together(job: Job) -> Iterator[Problem]:
+    """What no section can know alone; only asked once each is right by itself."""
+    algorithm = catalog.find("algorithm", job.algorithm.name)
+    needs_local = algorithm.parameter("local") is not None
+    if needs_local and job.local is None:
+        yield Problem((), f"[local] is missing: {algorithm.name} needs the clients' work, a name from `atoll catalog local`")
+    if not needs_local and job.local is not None:
+        yield Problem(("local",), f"[local] does not go with {algorithm.name}, which says itself what its clients do: remove it")
+    if "plain_sgd" in algorithm.said and job.local is not None:
+        given = f"{job.local.name} with momentum" if job.local.parameters.get("momentum") else job.local.name
+        if given != "sgd":
+            told = f"[local] {given}: {algorithm.name} is defined for plain SGD at the client; use sgd with momentum 0"
+            yield Problem(("local",), told)
+    if job.samples is not None and job.task.name != "causal_lm":
+        yield Problem(("samples",), f"[samples] needs the task causal_lm: {job.task.name} continues no text")
+    clients = clients_of(job)
+    yield from _policy(job, clients)
+    yield from _transforms(job)
+    yield from _fits(job)
+    for package, asked_for in (("tensorboard", job.sinks.tensorboard), ("mlflow", job.sinks.mlflow)):
+        if asked_for is not None and absent(package):
+            yield Problem(("sinks", package), f"[sinks.{package}] needs the package {package!r}: pip install 'atoll[{package}]'")
+
+
+def _policy(job: Job, clients: int | None) -> Iterator[Problem]:
+    """The policy's own rules, and whether there are as many clients as it asks."""
+    for key in ("clients_per_round", "clients_in_flight"):
+        asked = job.policy.parameters.get(key)
+        if clients is not None and isinstance(asked, int) and asked > clients:
+            yield Problem(("policy", key), f"[policy] {key} = {asked}: there are only {clients} clients; ask {clients} or fewer")
+            return
+    try:
+        policy = catalog.find("policy", job.policy.name).load()(**job.policy.parameters)  # imports nothing heavy
+    except ConfigError as error:
+        yield Problem(("policy",), f"[policy] {error}")
+        return
+    if clients is not None and not policy.refill and (policy.in_flight or 0) > clients:
+        told = f"[policy] {job.policy.name} asks {policy.in_flight} clients at once, but there are only {clients}; ask fewer"
+        yield Problem(("policy",), told)
+
+
+def _transforms(job: Job) -> Iterator[Problem]:
+    """What `pipe` refuses, by what the factories say of themselves in their source."""
+    entries = [catalog.find("transform", each.name) for each in job.transforms]
+    composite = "composite" in catalog.find("algorithm", job.algorithm.name).said
+    for i, entry in enumerate(entries):
+        spot, at = ("transforms", i, "name"), f"[[transforms]] number {i + 1}: {entry.name}"
+        if entry.name in [each.name for each in entries[:i]]:
+            yield Problem(spot, f"{at} is attached already; keep one")
+        elif "bounds_norm" in entry.said and composite:
+            yield Problem(
+                spot, f"{at} bounds the norm of an update, but the clients of {job.algorithm.name} send more than that; remove it"
+            )
+        elif "bounds_norm" in entry.said and i and "bounds_norm" not in entries[i - 1].said:
+            yield Problem(spot, f"{at} bounds the norm of what {entries[i - 1].name} has encoded; put {entry.name} first")
+
+
+def _fits(job: Job) -> Iterator[Problem]:
+    """A model from scratch beside what the catalog says of the data: `x float32 (n, 1, 28, 28)`, and the labels."""
+    about = catalog.find("dataset", job.data.name).about
+    shape = re.search(r"\bx float32 \(n((?:, \w+)+)\)", str(about.get("inputs", "")))
+    given = job.task.parameters.get("model")
+    if shape is None or given is None:
+        return
+    model = Named(name=given) if isinstance(given, str) else Named.model_validate(given)
+    sizes = [int(word) if word.isdigit() else None for word in shape[1].split(", ")[1:]]
+    told = " x ".join(word for word in shape[1].split(", ")[1:])
+    for key, wanted in _wanted(model.name, sizes):
+        found = _of(model, key)
+        if isinstance(found, int) and found != wanted:
+            why = f"[task.model] {key} = {found}: must be {wanted}, since an example of {job.data.name} is {told}"
+            yield Problem(("task", "model", key), why)
+    labels, outputs = about.get("labels"), _of(model, "outputs")
+    if job.task.name == "classification" and isinstance(labels, list) and isinstance(outputs, int) and outputs < len(labels):
+        why = f"[task.model] outputs = {outputs}: must be {len(labels)} or more, the classes of {job.data.name}"
+        yield Problem(("task", "model", "outputs"), why)
+
+
+def _wanted(model: str, sizes: list[int | None]) -> Iterator[tuple[str, int]]:
+    """The parameters of a model that an example's shape decides."""
+    known = [size for size in sizes if size is not None]
+    whole = len(known) == len(sizes)
+    if whole and (model == "mlp" or (model == "linear" and len(known) == 1)):
+        yield "inputs", math.prod(known)
+    elif whole and model == "cnn" and len(known) == 3:
+        yield "channels", known[0]
+        yield "size", known[1]
+    elif model == "lstm" and len(sizes) == 2 and sizes[1] is not None:
+        yield "features", sizes[1]
+
+
+def _of(named: Named, key: str) -> Any:
+    """A parameter as the job sets it, or by default."""
+    parameter = catalog.find("model", named.name).parameter(key)
+    return named.parameters.get(key, parameter.default if parameter else None)
+
+
+def clients_of(job: Job) -> int | None:
+    """How many clients there will be, where it is known without reading the data."""
+    given = job.data.parameters.get("clients")
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    entry = catalog.find("dataset", job.data.name)
+    parameter = entry.parameter("clients")
+    if parameter is not None and isinstance(parameter.default, int):
+        return parameter.default
+    told = re.match(r"\d+\b", str(entry.about.get("clients", "")))  # "4 hospitals: Cleveland 304, ..."
+    return int(told[0]) if told and "partition" not in job.data.parameters else None
+
+
+def absent(package: str) -> bool:
+    """Not installed, whether it is named as it is imported (sklearn) or as it is installed (scikit-learn)."""
+    if importlib.util.find_spec(package.partition(".")[0]) is not None:
+        return False
+    return not any(importlib.metadata.Distribution.discover(name=package))
