@@ -125,6 +125,14 @@ name = "serial"
         ("rounds=0", "rounds = 0: must be 1 or more"),
         ("atoll=0", "atoll = 0: must be 1, the format of this file"),
         ("evaluation.every=true", "[evaluation] every = true: must be a whole number"),
+        ("task.model.size=32", "[task.model] size = 32: must be 28, since an example of fashion_mnist is 1 x 28 x 28"),
+        ("task.model.outputs=7", "[task.model] outputs = 7: must be 10 or more, the classes of fashion_mnist"),
+        ('task.model={name="mlp", inputs=783}', "[task.model] inputs = 783: must be 784"),
+        ('policy={name="over_selecting", clients_per_round=9}', "over_selecting asks 12 clients at once, but there are only 10"),
+        ("algorithm.name=scaffold", "number 1: clip bounds the norm of an update, but the clients of scaffold send more"),
+        ('transforms=[{name="cast"}, {name="cast"}]', "number 2: cast is attached already; keep one"),
+        ('transforms=[{name="cast"}, {name="clip", norm=1}]', "clip bounds the norm of what cast has encoded; put clip first"),
+        ('algorithm={name="mimelite"}\nlocal.momentum=0.9', "[local] sgd with momentum: mimelite is defined for plain SGD"),
         ("samples.tokens=5", "[samples] prompt is missing"),
         ('samples={prompt="Who is there?"}', "[samples] needs the task causal_lm: classification continues no text"),
         ("personalise=sgdd", "[personalise] no local is called 'sgdd'; did you mean 'sgd'?"),
@@ -134,7 +142,7 @@ name = "serial"
     ],
 )
 def test_each_problem_is_said_and_points_at_its_override(override: str, says: str) -> None:
-    (problem,) = problems(GOOD, override)
+    (problem,) = problems(GOOD, *override.split("\n"))
     assert says in problem
     assert problem.startswith((f"--set {override}: ", "job.toml:"))
 

@@ -23,6 +23,8 @@ from atoll.local.corrections import correct, descent_of
 from atoll.server_opt import ServerOpt
 from atoll.types import Algorithm, ClientId, Finished, Local, Reduced, Request, Tree
 
+TRAFFIC = {"train": {"up_values": 1}}  # the update, and a_k
+
 
 def accumulation(steps: int, lr: float, momentum: float = 0.0, mu: float = 0.0) -> float:
     """a_k: by how much `steps` local steps multiply a constant gradient.

@@ -149,6 +149,8 @@ def _arrays(parts: dict[str, list[Path]]) -> tuple[dict[str, Tensor], list[str],
                     )
                 pieces[key].append(tensor)
             owners += [name] * len(next(iter(found.values())))
+        if name not in owners[-1:]:
+            raise DataError(f"client {name!r} has no data: its arrays have no example; remove its folder or fill it.")
     return {key: torch.cat(tensors) for key, tensors in pieces.items()}, owners, []
 
 

@@ -38,8 +38,9 @@ class Document:
     def _nearest(self, spot: Spot) -> int | str:
         """A line, or an override."""
         for end in range(len(spot), 0, -1):
-            if spot[:end] in self.overridden:
+            if spot[:end] in self.overridden:  # with all that is beneath it, whatever the file has there
                 return self.overridden[spot[:end]]
+        for end in range(len(spot), 0, -1):
             if spot[:end] in self.lines:
                 return self.lines[spot[:end]]
             beneath = [given for place, given in self.overridden.items() if place[:end] == spot[:end]]
