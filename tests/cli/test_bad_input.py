@@ -38,7 +38,13 @@ def atoll(*words: str, cwd: Path, code: int, before: str = "") -> str:
     program = f"{before}\nimport sys; sys.argv[0] = 'atoll'; from atoll.cli.main import app; app()"
     environment = {**os.environ, "COLUMNS": "300"}
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=cwd, capture_output=True, text=True, env=environment, timeout=240, check=False
+        [sys.executable, "-c", program, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -143,6 +143,6 @@ def test_help_and_check_start_fast(here: Path) -> None:
             taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
         return min(taken)
 
-    assert best("--help") < 0.4
+    assert best("--help") < 0.3
     assert best("check", "first.toml") < 1.5
     assert time.monotonic() > 0

@@ -86,7 +86,12 @@ def models(place: Path) -> Path:
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", eos_token="[SEP]"
     )
     bert = transformers.BertConfig(
-        vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16
+        vocab_size=12,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
     )
     t5 = transformers.T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
     with seeded(3):
@@ -173,7 +178,9 @@ def test_arrays_of_a_folder_are_classified(place: Path, tmp_path: Path) -> None:
     )
     result = run(text)
     assert set(load_file(result.save(tmp_path) / "model.safetensors")) == set(result.params)
-    with pytest.raises(ConfigError, match=r"Target 2 is out of bounds; one example is x float32 \(1, 5\), y int64 \(1,\) up to 2"):
+    with pytest.raises(
+        ConfigError, match=r"Target 2 is out of bounds; one example is x float32 \(1, 5\), y int64 \(1,\) up to 2"
+    ):
         run(text, "task.model.outputs=2")
     with pytest.raises(ConfigError, match=r"policy in_flight = 4, but sites has 3 clients"):
         run(text, 'policy={name="synchronous", clients_per_round=4}')
