@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atoll.annotations import Aliases
 from atoll.errors import unknown
 
 GROUP = "atoll.plugins"
@@ -142,7 +143,7 @@ def read(path: Path, module: str, markers: Mapping[str, str]) -> Iterator[Entry]
     if not any(marker in text for marker in markers):  # parsing costs ten times what reading does
         return
     body = ast.parse(text, filename=str(path)).body
-    aliases = _Aliases(body)
+    aliases = Aliases(body, frozenset(_MARKERS))
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     about, traffic = _literal(body, "ABOUT"), _literal(body, "TRAFFIC")
     for name, node in functions.items():
@@ -259,50 +260,6 @@ def _given(annotation: str, kind: str) -> bool:
         or word == ""
         or annotation.startswith(("Mapping[str, Any", "Sequence[str", "Sequence[int"))
     )
-
-
-class _Aliases(ast.NodeTransformer):
-    """Puts what a module's type alias stands for in its place (`Precision` -> `Literal["fp32", "bf16"]`)."""
-
-    def __init__(self, body: Iterable[ast.stmt], depth: int = 2) -> None:
-        self.depth = depth
-        self.own: dict[str, ast.expr] = {}
-        self.imported: dict[str, tuple[str, str]] = {}  # name -> (module, its name there)
-        for node in body:
-            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                self.imported |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
-            elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Subscript | ast.BinOp):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                self.own |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
-
-    def spelled_out(self, args: ast.arguments) -> ast.arguments:
-        for arg in [*args.posonlyargs, *args.args, *args.kwonlyargs]:
-            if arg.annotation is not None:
-                arg.annotation = self.visit(arg.annotation)
-        return args
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id in _MARKERS:
-            return node  # `Partition` says more than the callable that it stands for
-        if node.id in self.own:
-            return self.own[node.id]
-        module, name = self.imported.get(node.id, ("", ""))
-        if module.partition(".")[0] in ("typing", "collections", "torch", "pathlib", "") or not self.depth:
-            return node
-        there = _alias_of(module, self.depth - 1)
-        return there.visit_Name(ast.Name(name)) if there and name in {*there.own, *there.imported} else node
-
-
-@functools.cache
-def _alias_of(module: str, depth: int) -> _Aliases | None:
-    """The aliases of another module, from its source."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        return None  # an optional package: its names stay as they are spelled
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return _Aliases(ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body, depth)
 
 
 def _word(annotation: str) -> str:
