@@ -52,6 +52,9 @@ def measure(in_order: bool) -> dict[str, Any]:
         def __init__(self) -> None:
             self.queue: list[Assignment] = []
 
+        def available(self, clients: Any) -> Any:
+            return clients
+
         def submit(self, assignments: Any) -> None:
             new = list(assignments)
             blocks = [new[i : i + 4] for i in range(0, len(new), 4)]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from atoll import tree
 from atoll.errors import TreeError
 from atoll.policy import Policy, constant
-from atoll.types import Answer, ClientId, Failure, Reduced, Request, Tree, Update
+from atoll.types import Answer, ClientId, Failure, Metrics, Reduced, Request, Tree, Update
 
 
 class Fold:
@@ -24,7 +24,8 @@ class Fold:
         self._reduce, self._now, self._in_order = request.reduce, now, in_order
         self._staleness = policy.staleness if request.discount else constant
         self._acc, self._early = request.reduce.init(), dict[ClientId, Callable[[], Update] | None]()
-        self._next, self._clients, self._metrics = 0, list[ClientId](), dict[str, tuple[float, float]]()
+        self._next, self._clients, self._each = 0, list[ClientId](), list[Metrics]()
+        self._metrics = dict[str, tuple[float, float]]()
 
     def hear(self, answer: Answer, hold: Callable[[Update], Callable[[], Update]]) -> None:
         """Fold an answer if it is its turn; hold it until then if not."""
@@ -45,7 +46,7 @@ class Fold:
             self.catch_up()
             self._next += 1
         metrics = {name: total / weight for name, (total, weight) in self._metrics.items() if weight > 0}
-        return Reduced(self._reduce.finish(self._acc), self._clients, metrics)
+        return Reduced(self._reduce.finish(self._acc), self._clients, metrics, self._each)
 
     def catch_up(self) -> None:
         """Fold those held whose turn it is by now; apart from `hear`, so that its update can be let go before."""
@@ -62,6 +63,7 @@ class Fold:
         update = answer._replace(age=age, factor=self._staleness(age))
         self._acc = self._reduce.add(self._acc, update)
         self._clients.append(update.client)
+        self._each.append(update.metrics)
         for name, value in update.metrics.items():
             total, weight = self._metrics.get(name, (0.0, 0.0))
             self._metrics[name] = (total + value * update.weight, weight + update.weight)

@@ -45,6 +45,7 @@ class RunState(NamedTuple):
     round: int  # rounds finished
     algorithm: Any
     in_flight: tuple[Assignment, ...] = ()  # still at work when the round closed (asynchronous policies)
+    clock_s: float = 0.0  # seconds since the first round began, on the engine's clock
 
 
 class Shell(NamedTuple):
@@ -70,12 +71,14 @@ def run(
     round, give the same bits, whatever the order of `population`.
     """
     everyone, flight, resumed = sorted(population), Flight(policy, shell.engine), state.in_flight
+    began_s = shell.engine.now() - state.clock_s
     while state.round < rounds:
         shell.journal.begin(state.round)
         flight.open(shell.journal, state.round)
         flight.send(resumed)
         resumed = ()
-        idle = sorted(set(everyone) - {client for client, _ in flight.out})
+        busy = {client for client, _ in flight.out}
+        idle = shell.engine.available([client for client in everyone if client not in busy])
         cohort = [idle[i] for i in rng.permutation(len(idle), seed, "cohort", state.round).tolist()]
         flow = algorithm.round(state.algorithm, cohort)
         try:
@@ -83,8 +86,9 @@ def run(
             while True:
                 request = flow.send(ask(request, state.round, policy, flight, shell, seed))
         except StopIteration as done:
-            state = RunState(state.round + 1, done.value, tuple(a for a, _ in flight.out.values()))
-        shell.sink.emit(Event("round", state.round - 1))
+            clock_s = shell.engine.now() - began_s
+            state = RunState(state.round + 1, done.value, tuple(a for a, _ in flight.out.values()), clock_s)
+        shell.sink.emit(Event("round", state.round - 1, metrics={"clock_s": clock_s}))
         yield state
 
 
@@ -97,9 +101,9 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
     fold, lost = Fold(request, policy, now, in_order=whole or not policy.continues), list[Failure]()
 
     def top_up(n: int) -> None:
-        chosen = list(islice(waiting, max(n, 0)))
+        chosen, sent_s = list(islice(waiting, max(n, 0))), shell.engine.now()
         fold.order.extend(chosen)
-        flight.send([Assignment(now, c, work, request.tree_for(c), rng.seed(seed, now, work, c)) for c in chosen])
+        flight.send([Assignment(now, c, work, request.tree_for(c), rng.seed(seed, now, work, c), sent_s) for c in chosen])
 
     top_up(in_flight - flight.count(work))
     for landed, replayed in flight.answers(work, until):

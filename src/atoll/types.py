@@ -34,6 +34,7 @@ class Assignment(NamedTuple):
     work: str  # a key of Algorithm.local
     tree: Tree
     seed: int  # the only randomness the client uses
+    sent_s: float = 0.0  # when, on the engine's clock
 
 
 class Update(NamedTuple):
@@ -91,6 +92,7 @@ class Reduced(NamedTuple):
     tree: Tree
     clients: Sequence[ClientId]
     metrics: Metrics  # means over clients, weighted by Update.weight
+    each: Sequence[Metrics] = ()  # what each of `clients` told, in their order
 
 
 class Batching(NamedTuple):
@@ -223,11 +225,36 @@ class Dataset(NamedTuple):
     about: Mapping[str, Any] = {}  # source, licence, label names, units, ...
 
 
+class Trip(NamedTuple):
+    """One client's work on one assignment, with all that it needs."""
+
+    assignment: Assignment
+    local: Local[Any]
+    examples: Examples
+    memory: Tree
+
+
+class Compute(Protocol):
+    """How an engine computes trips: one by one as `atoll.round.work` does, from a captured program, several as one."""
+
+    def ready(self, trip: Trip) -> int:
+        """Do, once, what serves all trips like this one; how many of them to give at once."""
+        ...
+
+    def run(self, trips: Sequence[Trip]) -> Iterator[tuple[Answer, Tree]]:
+        """An answer and the client's new memory for each trip, in their order; the trips are of one work."""
+        ...
+
+
 class Engine(Protocol):
-    """Where client work runs: serial, processes, and later traced, ray, remote.
+    """Where client work runs: in this process, in resident processes, on a Ray cluster, in virtual time.
 
     For every assignment submitted, and not cancelled, exactly one answer comes out of `results`.
     """
+
+    def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+        """Who of these could start work now, in their order; waits, on the engine's clock, until somebody can."""
+        ...
 
     def submit(self, assignments: Iterable[Assignment]) -> None: ...
     def results(self, timeout_s: float) -> Iterator[Answer]:

@@ -28,6 +28,9 @@ class Scripted:
         self._outstanding: set[tuple[int, str, str]] = set()
         self._count = 0
 
+    def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+        return clients
+
     def submit(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
             self.asked.append(assignment)

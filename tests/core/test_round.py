@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -171,6 +171,9 @@ def test_an_answer_to_what_was_not_asked_is_refused(forge: Callable[[Assignment]
 
 def test_an_engine_that_forgets_work_does_not_stop_the_run() -> None:
     class Forgetful(Scripted):
+        def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+            return clients
+
         def submit(self, assignments: Any) -> None:
             super().submit(a for a in assignments if a.client != "c")
 

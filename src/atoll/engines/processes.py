@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
@@ -64,6 +64,9 @@ class Processes:
         self._ready: deque[Answer] = deque()
         self._deaths: Counter[Place] = Counter()
         self._replies: dict[Place, tuple[Worker, list[Placed]]] = {}  # landed, neither acknowledged nor refused
+
+    def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+        return clients
 
     def submit(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from atoll.round import work
+from atoll.compute.choice import Way, compute_by
 from atoll.store.memories import Kept
-from atoll.types import Answer, Assignment, ClientId, Engine, Examples, Failure, Local, Memories, Update
+from atoll.types import Answer, Assignment, ClientId, Compute, Engine, Examples, Failure, Local, Memories, Trip, Update
 
 Clients = Mapping[ClientId, Mapping[str, Examples]]
 
 
-def serial(locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories | None = None, threads: int = 1) -> Engine:
+def serial(
+    locals_: Mapping[str, Local[Any]],
+    clients: Clients,
+    memories: Memories | None = None,
+    threads: int = 1,
+    compute: Way = "eager",
+) -> Engine:
     """One client after another, on `threads` BLAS threads (1: the bits that `processes` gives).
+
+    `compute`: "eager" (the reference bits), "traced" or "stacked": see `atoll.compute`.
 
     >>> serial({}, {}).now() > 0
     True
     """
-    return Serial(locals_, clients, memories or Kept(), threads)
+    return Serial(locals_, clients, memories or Kept(), threads, compute_by(compute))
 
 
 class Serial:
-    """A queue of assignments, each worked when its answer is asked for."""
+    """A queue of assignments, worked when their answers are asked for."""
 
-    def __init__(self, locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories, threads: int) -> None:
+    def __init__(
+        self, locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories, threads: int, compute: Compute
+    ) -> None:
         self._locals, self._clients, self._memories, self._threads = locals_, clients, memories, threads
-        self._queue: deque[Assignment] = deque()
+        self._compute, self._queue, self._done = compute, deque[Assignment](), deque[Answer]()
+
+    def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+        return clients
 
     def submit(self, assignments: Iterable[Assignment]) -> None:
         self._queue.extend(assignments)
@@ -39,21 +52,31 @@ class Serial:
         ends, before = self.now() + timeout_s, torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            while self._queue and self.now() < ends:
-                yield self._answer(self._queue.popleft())
+            while (self._done or self._queue) and self.now() < ends:
+                if not self._done:
+                    self._work()
+                yield self._done.popleft()
         finally:
             torch.set_num_threads(before)
 
-    def _answer(self, assignment: Assignment) -> Answer:
-        client, place = assignment.client, (assignment.client, assignment.round, assignment.work)
-        examples = examples_of(self._clients, self._locals[assignment.work], client)
-        if examples is None:
-            return no_data(assignment, self._locals[assignment.work])
-        known = self._memories.get(client)
-        answer, memory = work(assignment, self._locals[assignment.work], examples, known)
-        if not isinstance(answer, Failure) and (memory or known):
-            self._memories.propose(*place, memory)
-        return answer
+    def _work(self) -> None:
+        """Answer the assignment whose turn it is, and with it those behind it that go in one."""
+        trips: list[Trip] = []
+        at_once = 1
+        while self._queue and len(trips) < at_once and (not trips or self._queue[0].work == trips[0].assignment.work):
+            assignment = self._queue.popleft()
+            local = self._locals[assignment.work]
+            examples = examples_of(self._clients, local, assignment.client)
+            if examples is None:
+                self._done.append(no_data(assignment, local))
+                continue
+            trips.append(Trip(assignment, local, examples, self._memories.get(assignment.client)))
+            if len(trips) == 1:
+                at_once = self._compute.ready(trips[0])
+        for trip, (answer, memory) in zip(trips, self._compute.run(trips), strict=True):
+            if not isinstance(answer, Failure) and (memory or trip.memory):
+                self._memories.propose(answer.client, answer.round, answer.work, memory)
+            self._done.append(answer)
 
     def acknowledge(self, update: Update) -> None:
         self._memories.commit(update.client, update.round, update.work)
@@ -62,6 +85,10 @@ class Serial:
         self._memories.discard(answer.client, answer.round, answer.work)
 
     def cancel(self, round: int, work: str) -> None:
+        for answer in self._done:
+            if (answer.round, answer.work) == (round, work):
+                self.refuse(answer)
+        self._done = deque(a for a in self._done if (a.round, a.work) != (round, work))
         self._queue = deque(a for a in self._queue if (a.round, a.work) != (round, work))
 
     def started(self, assignment: Assignment) -> bool:
@@ -72,6 +99,7 @@ class Serial:
 
     def close(self) -> None:
         self._queue.clear()
+        self._done.clear()
 
 
 def examples_of(clients: Clients, local: Local[Any], client: ClientId) -> Examples | None:

@@ -1,0 +1,1 @@
+"""How an engine computes the folds that it is given: eagerly, from captured programs, several clients as one."""
