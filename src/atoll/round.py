@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from atoll import rng
 from atoll.data.examples import batches
@@ -23,6 +23,7 @@ from atoll.types import (
     Algorithm,
     Answer,
     Assignment,
+    Batch,
     ClientId,
     Engine,
     Event,
@@ -37,6 +38,9 @@ from atoll.types import (
     Tree,
     Update,
 )
+
+# How a carry goes through a client's batches, and what was read on the way.
+Steps: TypeAlias = Callable[[Local[Any], Any, Iterable[Batch]], tuple[Any, Seen]]
 
 
 class RunState(NamedTuple):
@@ -146,28 +150,37 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
     return reduced
 
 
-def work(assignment: Assignment, local: Local[Any], examples: Examples, memory: Tree) -> tuple[Answer, Tree]:
+def loop(local: Local[Any], carry: Any, portions: Iterable[Batch]) -> tuple[Any, Seen]:
+    """A client's steps, one batch after another: the reference for every other way to compute them."""
+    seen = steps = 0
+    for batch in portions:
+        carry = local.step(carry, batch)
+        seen += len(next(iter(batch.values())))
+        steps += 1
+    return carry, Seen(seen, steps)
+
+
+def work(
+    assignment: Assignment, local: Local[Any], examples: Examples, memory: Tree, through: Steps = loop
+) -> tuple[Answer, Tree]:
     """Client half: the fold of one assignment over the client's examples; the answer and the new memory.
 
-    Engines may capture, stack or shard the fold, but must agree with this one.
+    Engines may capture, stack or shard the steps (`through`), but must agree with `loop`.
     """
-    started, seen, steps = time.perf_counter(), 0, 0
+    started = time.perf_counter()
     try:
         with rng.seeded(assignment.seed):
             carry = local.init(assignment, memory)
-            for batch in batches(examples, local.batching, assignment.seed):
-                carry = local.step(carry, batch)
-                seen += len(next(iter(batch.values())))
-                steps += 1
-            if not steps:
+            carry, seen = through(local, carry, batches(examples, local.batching, assignment.seed))
+            if not seen.steps:
                 return _failed(assignment, "no_data", f"it holds no examples in its split {local.batching.split!r}"), memory
-            update, memory = local.final(assignment, carry, Seen(seen, steps))
+            update, memory = local.final(assignment, carry, seen)
     except (ConfigError, MemoryError):
         raise  # the federation is built wrongly, or the machine is too small: no client is to blame
     except Exception as error:  # a client's own code or data may fail in any way; the run outlives it
         named = str(error) if isinstance(error, AtollError) else f"{type(error).__name__}: {error}"
         return _failed(assignment, "error", named.partition("\n")[0]), memory
-    cost = {"seconds": time.perf_counter() - started, "examples": seen, "steps": steps}
+    cost = {"seconds": time.perf_counter() - started, "examples": seen.examples, "steps": seen.steps}
     return update._replace(metrics={**update.metrics, **cost}), memory
 
 

@@ -146,6 +146,13 @@ class Descent(NamedTuple):
     correct: Callable[[Correction], Local[Any]]  # the same fold with its gradient corrected
 
 
+class Captured(NamedTuple):
+    """What a step that may be replayed as a graph reads of its carry; it gives back the same carry."""
+
+    tensors: list[Tensor]  # read, and changed in place
+    constants: tuple[float, ...]  # what else decides the arithmetic, such as the learning rate
+
+
 class Local(NamedTuple, Generic[C]):
     """Client half: a fold over batches, so that engines may loop, trace, stack or shard it.
 
@@ -158,6 +165,7 @@ class Local(NamedTuple, Generic[C]):
     batching: Batching = Batching()
     descent: Descent | None = None  # None: the fold has no gradient that an algorithm could correct
     payload: Literal["update", "composite", "encoded"] = "update"  # y - w; more or other than that; a transform's code
+    captured: Callable[[C], Captured] | None = None  # None: the step can't be a graph
     averaged: frozenset[str] = frozenset()  # buffers in the payload: averaged as they are, past any server optimiser
 
 

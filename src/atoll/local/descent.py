@@ -16,7 +16,7 @@ from atoll.local.binding import binding
 from atoll.local.gradient import Gradient
 from atoll.local.optimiser import Optimiser, State
 from atoll.local.schedule import Schedule
-from atoll.types import Assignment, Batch, Batching, Correction, Descent, Finished, Local, Seen, Task, Tree, Update
+from atoll.types import Assignment, Batch, Batching, Captured, Correction, Descent, Finished, Local, Seen, Task, Tree, Update
 
 
 class Carry(NamedTuple):
@@ -92,9 +92,13 @@ def descent(recipe: Recipe, correction: Correction | None = None) -> Local[Carry
             raise ConfigError("a descent takes one correction: this local work is corrected already, give the plain one")
         return descent(recipe, with_)
 
+    def captured(carry: Carry) -> Captured:
+        lists = [x for group in (carry.state, carry.context) for tensors in group.values() for x in tensors]
+        return Captured([*carry.params.values(), *carry.buffers.values(), *lists, carry.loss], (carry.lr,))
+
     about = Descent(optimiser.name, recipe.lr, optimiser.momentum, correct)
     payload: Literal["update", "composite"] = "composite" if correction and correction.composite else "update"
-    return Local(init, step, final, recipe.batching, about, payload, frozenset(bound.buffers))
+    return Local(init, step, final, recipe.batching, about, payload, captured, frozenset(bound.buffers))
 
 
 def _detached(trained: Tree) -> Tree:

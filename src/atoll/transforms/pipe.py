@@ -99,4 +99,6 @@ def _worn(local: Local[Any], link: Transform[Any], mark: str) -> Local[Any]:
         update, own = link.encode(assignment, tree.take(assignment.tree, mark), carry[1], update)
         return update, {**memory, **tree.put(own, mark)}
 
-    return Local(init, step, final, local.batching, payload="encoded", averaged=local.averaged)
+    within = local.captured  # transforms work on the update, not on the steps
+    captured = None if within is None else lambda carry: within(carry[0])
+    return Local(init, step, final, local.batching, payload="encoded", captured=captured, averaged=local.averaged)

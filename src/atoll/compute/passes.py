@@ -1,0 +1,182 @@
+"""What is taken out of a recorded step and what is drawn together, so that less is left to do; exact up to rounding.
+
+A pass changes the graph in place. `apart` and `clean` change no arithmetic; `fuse` draws an SGD step into the product that
+makes the weight's gradient, W += -lr (A B) in one call, which reads and writes the weight once and the gradient never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from atoll.compute.record import Recorded
+
+aten = torch.ops.aten
+_SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
+_SHAPED = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.reshape.default}
+_PERMUTED = {aten.t.default, aten.transpose.int, aten.permute.default}
+_LIKE = {aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.empty_like.default}
+
+
+def simplify(recorded: Recorded) -> None:
+    """All passes, in the order in which they serve each other."""
+    graph = recorded.graph
+    apart(graph)
+    clean(graph)
+    fuse(graph)
+    clean(graph)
+    graph.lint()
+
+
+def calls(graph: fx.Graph) -> Iterator[Any]:
+    """The operations of a graph, in order."""
+    return (node for node in list(graph.nodes) if node.op == "call_function")
+
+
+def apart(graph: fx.Graph) -> None:
+    """Operations on lists of tensors, one tensor at a time: vmap knows no rule for lists, and fusing looks at one."""
+    for node in calls(graph):
+        name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+        single = _single(name, overload) if name.startswith("_foreach_") else None
+        if single is None:
+            continue
+        items = {user.args[1]: user for user in node.users}
+        with graph.inserting_before(node):
+            for i in range(len(node.args[0])):
+                row = tuple(a[i] if isinstance(a, list | tuple) else a for a in node.args)
+                kwargs = {key: a[i] if isinstance(a, list | tuple) else a for key, a in node.kwargs.items()}
+                one = graph.call_function(single, row, kwargs)
+                one.meta.update(row[0].meta)
+                one.meta["writes"] = frozenset({one.meta["storage"]}) if name.endswith("_") else frozenset()
+                if i in items:
+                    one.meta.update({k: items[i].meta[k] for k in ("shape", "dtype", "storage")})
+                    items[i].replace_all_uses_with(one)
+                elif name.endswith("_"):
+                    _rename_after(node, row[0], one)
+        for user in items.values():
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _single(name: str, overload: str) -> Any:
+    """The operation on one tensor that a list operation repeats."""
+    plain = name.removeprefix("_foreach_")
+    if plain == "norm":
+        return aten.linalg_vector_norm.default
+    packet = getattr(aten, plain, None)
+    wanted = {"List": ("Tensor", "Scalar"), "ScalarList": ("Scalar",)}.get(overload, (overload, "default"))
+    return next((getattr(packet, each) for each in (*wanted, "default") if packet and each in packet.overloads()), None)
+
+
+def _rename_after(place: Any, old: Any, new: Any) -> None:
+    """What reads a tensor after it was changed in place reads the change."""
+    order = {node: i for i, node in enumerate(place.graph.nodes)}
+    for user in list(old.users):
+        if user is not new and order[user] > order[place]:
+            user.replace_input_with(old, new)
+
+
+def clean(graph: fx.Graph) -> None:
+    """Drop copies of names, views that change nothing, transposes that undo each other, and what nobody reads."""
+    for node in calls(graph):
+        base = _unchanged(node)
+        if base is not None:
+            node.replace_all_uses_with(base)
+            graph.erase_node(node)
+        elif node.target in _PERMUTED and node.args[0].target in _PERMUTED:
+            _compose(node)
+    for node in reversed(list(calls(graph))):
+        if not node.users and not node.meta["writes"]:
+            graph.erase_node(node)
+
+
+def _unchanged(node: Any) -> Any:
+    """The node that this one only repeats."""
+    base = node.args[0] if node.args else None
+    if not isinstance(base, fx.Node) or "shape" not in base.meta:
+        return None
+    if node.target in _SAME or (node.target in _SHAPED and base.meta["shape"] == node.meta["shape"]):
+        return base
+    if node.target in _PERMUTED and _order(node) == tuple(range(len(base.meta["shape"]))):
+        return base
+    return None
+
+
+def _order(node: Any) -> tuple[int, ...]:
+    """The permutation of axes that a transposing view is."""
+    axes = list(range(len(node.meta["shape"])))
+    if node.target == aten.permute.default:
+        return tuple(axis % len(axes) for axis in node.args[1])
+    if len(axes) > 1:
+        a, b = (0, 1) if node.target == aten.t.default else (node.args[1], node.args[2])
+        axes[a], axes[b] = axes[b], axes[a]
+    return tuple(axes)
+
+
+def _compose(node: Any) -> None:
+    """A transpose of a transpose as one, or none."""
+    inner: Any = node.args[0]
+    first, then = _order(inner), _order(node)
+    together, base = [first[axis] for axis in then], inner.args[0]
+    if together == sorted(together):
+        node.replace_all_uses_with(base)
+        node.graph.erase_node(node)
+        return
+    node.target = aten.permute.default
+    node.args = (base, together)
+
+
+def fuse(graph: fx.Graph) -> None:
+    """P.add_(A @ B, alpha=a) as P.addmm_(A, B, alpha=a), for one client or a batch of them; P.mul_(m) before it as beta."""
+    for node in calls(graph):
+        if node.target != aten.add_.Tensor or not isinstance(node.args[1], fx.Node):
+            continue
+        target: Any = node.args[0]
+        gradient: Any = node.args[1]
+        turned = False
+        if gradient.target in _PERMUTED and _swaps_last(gradient) and len(gradient.users) == 1:
+            gradient, turned = gradient.args[0], True
+        product = {aten.mm.default: aten.addmm_.default, aten.bmm.default: aten.baddbmm_.default}.get(gradient.target)
+        if product is None or len(gradient.users) != 1 or target.meta["shape"] != node.args[1].meta["shape"]:
+            continue
+        a, b = gradient.args
+        if target.meta["dtype"] != gradient.meta["dtype"] or _changed_between(gradient, node, a, b):
+            continue
+        with graph.inserting_before(node):
+            if turned:
+                a, b = _turned(graph, b), _turned(graph, a)
+            beta, before = 1, target
+            if target.target == aten.mul_.Tensor and not isinstance(target.args[1], fx.Node) and len(target.users) == 1:
+                beta, before = target.args[1], target.args[0]
+            fused = graph.call_function(product, (before, a, b), {"beta": beta, "alpha": node.kwargs.get("alpha", 1)})
+        fused.meta.update(node.meta)
+        node.replace_all_uses_with(fused)
+        for dead in (node, node.args[1], gradient, target if before is not target else None):
+            if dead is not None and not dead.users and dead in graph.nodes:
+                graph.erase_node(dead)
+
+
+def _changed_between(start: Any, end: Any, *read: Any) -> bool:
+    """Is one of the tensors changed on the way, or by the end itself?"""
+    storages, node = {x.meta["storage"] for x in read}, start
+    while node is not end:
+        node = node.next
+        if node.meta["writes"] & storages:
+            return True
+    return False
+
+
+def _swaps_last(node: Any) -> bool:
+    order = _order(node)
+    n = len(order)
+    return n >= 2 and order == (*range(n - 2), n - 1, n - 2)
+
+
+def _turned(graph: fx.Graph, node: Any) -> fx.Node:
+    turned = graph.call_function(aten.transpose.int, (node, -2, -1))
+    shape = node.meta["shape"]
+    turned.meta.update(node.meta, shape=(*shape[:-2], shape[-1], shape[-2]), writes=frozenset())
+    return turned

@@ -1,0 +1,130 @@
+"""A piece of work recorded as a graph: the aten operations that it did, without the Python around them.
+
+The recorder sits below autograd and below vmap, so that it sees the backward pass as plain operations, and batched ones
+where vmap batches. It runs the work for real on real tensors: recording costs one step. (`make_fx` records too, but imports
+a symbolic-algebra package, 1.6 s before the first round.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atoll.errors import AtollError
+
+
+class UntraceableError(AtollError):
+    """The work can't be a graph, and why."""
+
+
+class Recorded(NamedTuple):
+    """A graph whose placeholders are the inputs, then the constants; it has no outputs, its work is done in place.
+
+    Of each node `meta` says: "shape" and "dtype" of its value, "storage" (numbers that tensors sharing memory share),
+    "writes" (the numbers of what it changes in place).
+    """
+
+    graph: fx.Graph
+    inputs: int  # so many placeholders are inputs
+    constants: list[Tensor]  # the values of the others
+    random: bool  # it draws: dropout
+
+
+def record(run: Callable[[], object], inputs: Sequence[Tensor]) -> Recorded:
+    """Do `run` and record what it did to `inputs`, which it reads and changes in place.
+
+    Raises:
+        UntraceableError: its operations depend on the values of its data.
+
+    >>> x, one = torch.zeros(2), torch.ones(2)
+    >>> seen = record(lambda: x.add_(one), [x])
+    >>> x.tolist(), [str(n.target) for n in seen.graph.nodes if n.op == "call_function"]
+    ([1.0, 1.0], ['aten.add_.Tensor'])
+    """
+    recorder = Recorder(inputs)
+    with recorder:
+        run()
+    return Recorded(recorder.graph, len(inputs), recorder.constants, recorder.random)
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down what passes."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph, self.constants, self.random = fx.Graph(), list[Tensor](), False
+        self._nodes: dict[int, fx.Node] = {}
+        self._kept: list[Any] = []  # an id means nothing once its tensor is gone
+        self._storages: dict[int, int] = {}
+        for i, x in enumerate(inputs):
+            self._told(self.graph.placeholder(f"x{i}"), x)
+        self._body = self.graph.call_function(torch.empty)  # where the body begins; erased at the end
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to hide from a compiler that is not there would import it: seconds
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self.graph.erase_node(self._body)
+        self._kept.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            raise UntraceableError(f"it reads the values of a tensor ({func.name().removeprefix('aten::')})")
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags
+        given = fx.node.map_aggregate((args, kwargs or {}), self._known)
+        writes = [self._storage(x) for x in _written(func, args, kwargs or {})]
+        out = func(*args, **(kwargs or {}))
+        node = self.graph.call_function(func, given[0], given[1])
+        node.meta["writes"] = frozenset(writes)
+        if isinstance(out, Tensor):
+            self._told(node, out)
+        elif isinstance(out, tuple | list):
+            for i, x in enumerate(out):
+                if isinstance(x, Tensor):
+                    item = self.graph.call_function(_item, (node, i))
+                    item.meta["writes"] = frozenset()
+                    self._told(item, x)
+        return out
+
+    def _known(self, x: Any) -> Any:
+        """The node of a tensor; one that nobody has seen yet is a constant, such as a frozen weight."""
+        if not isinstance(x, Tensor):
+            return x
+        if id(x) not in self._nodes:
+            with self.graph.inserting_before(self._body):
+                self._told(self.graph.placeholder(f"c{len(self.constants)}"), x)
+            self.constants.append(x.detach())
+        return self._nodes[id(x)]
+
+    def _told(self, node: fx.Node, x: Tensor) -> None:
+        self._kept.append(x)
+        self._nodes[id(x)] = node
+        node.meta.update(shape=tuple(x.shape), dtype=x.dtype, storage=self._storage(x))
+        node.meta.setdefault("writes", frozenset())
+
+    def _storage(self, x: Tensor) -> int:
+        storage = x.untyped_storage()
+        self._kept.append(storage)
+        return self._storages.setdefault(storage._cdata, len(self._storages))
+
+
+def _item(values: Sequence[Any], i: int) -> Any:
+    return values[i]
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation changes in place."""
+    if not func._schema.is_mutable:
+        return []
+    found: list[Tensor] = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            found += [x for x in (value if isinstance(value, list | tuple) else [value]) if isinstance(x, Tensor)]
+    return found
