@@ -43,6 +43,7 @@ KINDS = {
         Kind("transform", "transforms", "Transform"),
         Kind("aggregator", "aggregators", "Aggregator"),
         Kind("policy", "policy.py", "Policy"),
+        Kind("selection", "selection", "Selection"),
         Kind("server_opt", "server_opt.py", "ServerOpt"),
         Kind("engine", "engines", "Engine"),
     )

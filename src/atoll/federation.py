@@ -22,6 +22,8 @@ from atoll.local.evaluate import evaluate
 from atoll.policy import Policy
 from atoll.result import Recorder, Result
 from atoll.round import RunState, Shell, run
+from atoll.selection.attach import with_selection
+from atoll.selection.rule import Selection
 from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.store.sinks import Several
@@ -42,7 +44,8 @@ class Federation:
     `policy`: who is asked and when a round closes (default: all clients, synchronous). `transforms`: attached in
     order, the last nearest the network. `engine`: "serial", "processes", or a factory. `evaluate_every`: judge the
     global model on the held-out examples after every so many rounds (0: never); `evaluate_clients`: on each
-    client's own too. `finetune`: local work by which each client adapts the final model to itself.
+    client's own too. `finetune`: local work by which each client adapts the final model to itself. `selection`: which
+    of the idle clients are asked first (None: a random order).
 
     >>> from atoll import digits, classification, dirichlet, fedavg, mlp, sgd
     >>> task = classification(mlp(64, [32], 10))
@@ -63,6 +66,7 @@ class Federation:
     evaluate_clients: bool = False
     evaluate_batch_size: int = 256
     finetune: Local[Any] | None = None
+    selection: Selection[Any] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +82,10 @@ class Federation:
             raise ConfigError(f"client {taken[0]!r}: names that begin with {HELD_OUT!r} are the server's own; rename the client")
         if isinstance(self.engine, str) and self.engine not in ENGINES:
             raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}, or a factory")
+        if self.selection is not None and self.selection.unbiased:
+            self.plain().init(binding(self.task.module).state())  # the algorithm's first request shows what it averages by
+        elif self.selection is not None:
+            self.plain()  # says what does not go together
 
     def run(
         self,
@@ -116,8 +124,11 @@ class Federation:
         return Result(self.task, tree.pack(algorithm.params(state.algorithm)), recorder, memories, about)
 
     def plain(self) -> Algorithm[Any]:
-        """The algorithm with its transforms attached, without evaluation."""
-        return pipe(self.algorithm, *self.transforms) if self.transforms else self.algorithm
+        """The algorithm with its selection and its transforms attached, without evaluation."""
+        algorithm = self.algorithm
+        if self.selection is not None:
+            algorithm = with_selection(algorithm, self.selection, self.policy, sorted(self.data.clients))
+        return pipe(algorithm, *self.transforms) if self.transforms else algorithm
 
     def _assembled(self, rounds: int) -> Algorithm[Any]:
         algorithm, size = self.plain(), self.evaluate_batch_size
