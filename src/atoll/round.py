@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from atoll import rng
 from atoll.data.examples import batches
@@ -35,12 +35,11 @@ from atoll.types import (
     Request,
     Seen,
     Sink,
+    Steps,
     Tree,
+    Trip,
     Update,
 )
-
-# How a carry goes through a client's batches, and what was read on the way.
-Steps: TypeAlias = Callable[[Local[Any], Any, Iterable[Batch]], tuple[Any, Seen]]
 
 
 class RunState(NamedTuple):
@@ -172,15 +171,21 @@ def work(
         with rng.seeded(assignment.seed):
             carry = local.init(assignment, memory)
             carry, seen = through(local, carry, batches(examples, local.batching, assignment.seed))
-            if not seen.steps:
-                return _failed(assignment, "no_data", f"it holds no examples in its split {local.batching.split!r}"), memory
-            update, memory = local.final(assignment, carry, seen)
+            return ended(Trip(assignment, local, examples, memory), carry, seen, time.perf_counter() - started)
     except (ConfigError, MemoryError):
         raise  # the federation is built wrongly, or the machine is too small: no client is to blame
     except Exception as error:  # a client's own code or data may fail in any way; the run outlives it
         named = str(error) if isinstance(error, AtollError) else f"{type(error).__name__}: {error}"
         return _failed(assignment, "error", named.partition("\n")[0]), memory
-    cost = {"seconds": time.perf_counter() - started, "examples": seen.examples, "steps": seen.steps}
+
+
+def ended(trip: Trip, carry: Any, seen: Seen, seconds: float) -> tuple[Answer, Tree]:
+    """A client's fold at its end: the answer and the new memory."""
+    if not seen.steps:
+        why = f"it holds no examples in its split {trip.local.batching.split!r}"
+        return _failed(trip.assignment, "no_data", why), trip.memory
+    update, memory = trip.local.final(trip.assignment, carry, seen)
+    cost = {"seconds": seconds, "examples": seen.examples, "steps": seen.steps}
     return update._replace(metrics={**update.metrics, **cost}), memory
 
 

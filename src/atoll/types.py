@@ -48,6 +48,8 @@ class Update(NamedTuple):
     metrics: Metrics
     age: int = 0  # rounds between dispatch and receipt, set by the driver
     factor: float = 1.0  # what staleness leaves of it, set by the driver: an aggregator folds factor * tree
+    checked: bool = False  # an engine that computed it itself has seen that every entry is finite; never taken from a wire
+    heard_s: float = 0.0  # when it was accepted, on a clock that a replay must follow (`engines.virtual`)
 
 
 class Failure(NamedTuple):
@@ -58,6 +60,7 @@ class Failure(NamedTuple):
     work: str
     kind: str  # "error" | "not_finite" | "no_data" | "lost" | "expired" | "invalid"
     reason: str  # one sentence for a person
+    heard_s: float = 0.0  # when it was accepted, on a clock that a replay must follow
 
 
 Answer: TypeAlias = Update | Failure
@@ -167,6 +170,10 @@ class Local(NamedTuple, Generic[C]):
     payload: Literal["update", "composite", "encoded"] = "update"  # y - w; more or other than that; a transform's code
     captured: Callable[[C], Captured] | None = None  # None: the step can't be a graph
     averaged: frozenset[str] = frozenset()  # buffers in the payload: averaged as they are, past any server optimiser
+
+
+# How a carry goes through a client's batches, and what was read on the way.
+Steps: TypeAlias = Callable[["Local[Any]", Any, Iterable[Batch]], tuple[Any, Seen]]
 
 
 class Algorithm(NamedTuple, Generic[S]):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from atoll.compute.record import Recorded
+from atoll.compute.record import Recorded, item
 
 aten = torch.ops.aten
 _SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
@@ -80,7 +80,7 @@ def _rename_after(place: Any, old: Any, new: Any) -> None:
 
 
 def clean(graph: fx.Graph) -> None:
-    """Drop copies of names, views that change nothing, transposes that undo each other, and what nobody reads."""
+    """Drop copies of names, views that change nothing, transposes that undo each other, repeats, and what nobody reads."""
     for node in calls(graph):
         base = _unchanged(node)
         if base is not None:
@@ -88,6 +88,7 @@ def clean(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target in _PERMUTED and node.args[0].target in _PERMUTED:
             _compose(node)
+    _repeats(graph)
     for node in reversed(list(calls(graph))):
         if not node.users and not node.meta["writes"]:
             graph.erase_node(node)
@@ -102,7 +103,32 @@ def _unchanged(node: Any) -> Any:
         return base
     if node.target in _PERMUTED and _order(node) == tuple(range(len(base.meta["shape"]))):
         return base
+    if node.target == aten.mul.Scalar and node.args[1] == 1 and base.meta["dtype"] == node.meta["dtype"]:
+        return base if not _written_after(node, base) else None
     return None
+
+
+def _written_after(node: Any, base: Any) -> bool:
+    """Is the tensor changed while somebody still reads the node?"""
+    order = {each: i for i, each in enumerate(node.graph.nodes)}
+    last = max((order[user] for user in node.users), default=0)
+    return any(base.meta["storage"] in each.meta["writes"] for each, i in order.items() if order[node] < i <= last)
+
+
+def _repeats(graph: fx.Graph) -> None:
+    """The same operation on the same tensors is done once, where nothing of it is changed in place."""
+    written = frozenset[int]().union(*(node.meta["writes"] for node in graph.nodes))
+    first: dict[Any, Any] = {}
+    for node in calls(graph):
+        touched = {n.meta.get("storage") for n in (node, *node.all_input_nodes)}
+        if node.target is item or touched & written or torch.Tag.nondeterministic_seeded in node.target.tags:
+            continue
+        key = (node.target, repr(node.args), repr(node.kwargs))
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            graph.erase_node(node)
+        else:
+            first[key] = node
 
 
 def _order(node: Any) -> tuple[int, ...]:
@@ -130,6 +156,30 @@ def _compose(node: Any) -> None:
 
 
 def fuse(graph: fx.Graph) -> None:
+    """bias + A @ B in one call where clients are batched, and the optimiser's step in the product of the gradient."""
+    for node in calls(graph):
+        if node.target == aten.add.Tensor and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
+            _fuse_bias(graph, node)
+    _fuse_step(graph)
+
+
+def _fuse_bias(graph: fx.Graph, node: Any) -> None:
+    """bias + A @ B as baddbmm: vmap takes a linear layer apart."""
+    for bias, product in (node.args, node.args[::-1]):
+        if product.target != aten.bmm.default or len(product.users) != 1 or bias.meta["dtype"] != node.meta["dtype"]:
+            continue
+        if product.meta["shape"] != node.meta["shape"] or len(bias.meta["shape"]) != 3:
+            continue
+        with graph.inserting_before(node):
+            fused = graph.call_function(aten.baddbmm.default, (bias, *product.args))
+        fused.meta.update(node.meta)
+        node.replace_all_uses_with(fused)
+        graph.erase_node(node)
+        graph.erase_node(product)
+        return
+
+
+def _fuse_step(graph: fx.Graph) -> None:
     """P.add_(A @ B, alpha=a) as P.addmm_(A, B, alpha=a), for one client or a batch of them; P.mul_(m) before it as beta."""
     for node in calls(graph):
         if node.target != aten.add_.Tensor or not isinstance(node.args[1], fx.Node):

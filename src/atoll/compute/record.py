@@ -51,6 +51,29 @@ def record(run: Callable[[], object], inputs: Sequence[Tensor]) -> Recorded:
     return Recorded(recorder.graph, len(inputs), recorder.constants, recorder.random)
 
 
+def replayed(graph: fx.Graph) -> Callable[..., tuple[()]]:
+    """A recorded graph as a function of its placeholders' values, operation by operation.
+
+    >>> x, one = torch.zeros(2), torch.ones(2)
+    >>> _ = replayed(record(lambda: x.add_(one), [x]).graph)(x, one)
+    >>> x.tolist()
+    [2.0, 2.0]
+    """
+
+    def run(*values: Tensor) -> tuple[()]:
+        known: dict[fx.Node, Any] = {}
+        given = iter(values)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(given)
+            elif node.op == "call_function":
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+        return ()
+
+    return run
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what passes."""
 
@@ -87,9 +110,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif isinstance(out, tuple | list):
             for i, x in enumerate(out):
                 if isinstance(x, Tensor):
-                    item = self.graph.call_function(_item, (node, i))
-                    item.meta["writes"] = frozenset()
-                    self._told(item, x)
+                    self._told(self.graph.call_function(item, (node, i)), x)
         return out
 
     def _known(self, x: Any) -> Any:
@@ -114,7 +135,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._storages.setdefault(storage._cdata, len(self._storages))
 
 
-def _item(values: Sequence[Any], i: int) -> Any:
+def item(values: Sequence[Any], i: int) -> Any:
+    """One of the results of an operation that has several."""
     return values[i]
 
 
