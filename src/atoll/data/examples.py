@@ -17,7 +17,8 @@ _AHEAD_BYTES = 1 << 20  # gathered in one call: several small batches share its 
 class Tensors:
     """Examples as named tensors with the examples on the first axis, or some of their rows.
 
-    A client's share of a data set is an index into tensors that all clients share: nothing is copied.
+    A client's share of a data set is an index into tensors that all clients share: nothing is copied. Rows that follow
+    each other are a range, which is 48 bytes however many they are; of others each costs the 8 bytes of its number.
 
     >>> whole = Tensors({"x": torch.eye(4), "y": torch.arange(4)})
     >>> share = whole.subset(torch.tensor([3, 1]))
@@ -27,8 +28,8 @@ class Tensors:
 
     __slots__ = ("columns", "index")
 
-    def __init__(self, columns: Mapping[str, Tensor], index: Tensor | None = None) -> None:
-        """Columns of one length, and an int64 index of the rows that count; None: all of them.
+    def __init__(self, columns: Mapping[str, Tensor], index: Tensor | range | None = None) -> None:
+        """Columns of one length, and the rows that count: int64 (n,), or a range of step 1; None: all of them.
 
         Raises:
             DataError: there is no column, or two differ in length.
@@ -39,20 +40,40 @@ class Tensors:
         self.columns = columns
         self.index = index
 
+    def _rows(self, index: Tensor | range) -> Tensors:
+        """Other rows of the same columns, which are known to fit each other."""
+        made = Tensors.__new__(Tensors)
+        made.columns, made.index = self.columns, index
+        return made
+
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())) if self.index is None else self.index)
 
     def take(self, index: Tensor) -> Batch:
         """The examples at `index`, int64 (n,), as tensors with n on the first axis."""
+        if isinstance(self.index, range):  # of the span alone, so that a row beyond its end is refused
+            return {name: self._span(column).index_select(0, index) for name, column in self.columns.items()}
         rows = index if self.index is None else self.index.index_select(0, index)
         return {name: column.index_select(0, rows) for name, column in self.columns.items()}
 
     def subset(self, index: Tensor) -> Tensors:
         """The examples at `index`, int64 (n,), over the same tensors."""
-        return Tensors(self.columns, index if self.index is None else self.index.index_select(0, index))
+        if isinstance(self.index, range):
+            return self._rows(torch.arange(self.index.start, self.index.stop).index_select(0, index))
+        return self._rows(index if self.index is None else self.index.index_select(0, index))
+
+    def span(self, start: int, stop: int) -> Tensors:
+        """The examples from `start` to before `stop`, over the same tensors; a range of a range, a slice of an index.
+
+        >>> Tensors({"y": torch.arange(9)}).span(2, 8).span(1, 3).column("y").tolist()
+        [3, 4]
+        """
+        if isinstance(self.index, Tensor):
+            return self._rows(self.index[start:stop])
+        return self._rows((range(len(self)) if self.index is None else self.index)[start:stop])
 
     def column(self, name: str) -> Tensor:
-        """One column of all these examples.
+        """One column of all these examples; it is a copy only where they do not follow each other.
 
         Raises:
             DataError: there is no such column.
@@ -60,7 +81,13 @@ class Tensors:
         if name not in self.columns:
             raise DataError(f"there is no column {name!r}; there are {', '.join(self.columns)}.")
         column = self.columns[name]
+        if isinstance(self.index, range):
+            return self._span(column)
         return column if self.index is None else column.index_select(0, self.index)
+
+    def _span(self, column: Tensor) -> Tensor:
+        assert isinstance(self.index, range)
+        return column[self.index.start : self.index.stop]
 
     def mapped(self, change: Callable[[Batch], Batch]) -> Tensors:
         """The same examples with their columns changed, in tensors of their own."""
@@ -108,9 +135,11 @@ def _batches(examples: Examples, batching: Batching, seed: int) -> Iterator[Batc
             rows = examples.take(index)
             full, rest = divmod(len(index), size)
             sizes = [size] * full + [rest] * (rest > 0)
-            portions = [column.split_with_sizes(sizes) for column in rows.values()]
+            # "unsafe" leaves out what autograd keeps of views, and costs half: nobody differentiates by the data.
+            portions = [torch.unsafe_split_with_sizes(column, sizes) for column in rows.values()]
+            names = tuple(rows)
             for values in zip(*portions, strict=True):
-                yield dict(zip(rows, values, strict=True))
+                yield dict(zip(names, values))  # noqa: B905  # as many as there are columns; `strict` costs as much again
             left -= len(sizes)
 
 
@@ -118,5 +147,7 @@ def _ahead(examples: Examples, size: int) -> int:
     """How many batches to gather in one call."""
     if not isinstance(examples, Tensors):
         return 1  # rows of a lazy set may cost much and weigh much
-    row_bytes = sum(column.element_size() * (column.numel() // len(column)) for column in examples.columns.values())
-    return max(1, _AHEAD_BYTES // max(1, row_bytes * size))
+    rows, size_bytes = 0, 0
+    for column in examples.columns.values():
+        rows, size_bytes = len(column), size_bytes + column.nbytes
+    return max(1, _AHEAD_BYTES // max(1, size_bytes // rows * size))

@@ -61,7 +61,7 @@ def build(job: Job) -> Federation:
     """
     from atoll.federation import Federation
 
-    dataset = _judged(_tokenised(make("dataset", job.data, seed=job.seed), job), job)
+    dataset = _judged(data_of(job), job)
     task = make("task", job.task, seed=job.seed)
     _fits(task, dataset, job)
     wired = {"task": task, "seed": job.seed, "population": len(dataset.clients)}
@@ -77,9 +77,19 @@ def build(job: Job) -> Federation:
         evaluate_every=job.evaluation.every or job.rounds,
         evaluate_clients=job.evaluation.per_client,
         finetune=make("local", job.personalise, **wired) if job.personalise else None,
+        selection=make("selection", job.selection, **wired) if job.selection else None,
         seed=job.seed,
         **({"evaluate_batch_size": job.evaluation.batch_size} if job.evaluation.batch_size else {}),
     )
+
+
+def data_of(job: Job) -> Dataset:
+    """The data set of a job as its task reads it: texts are tokens, kept in the cache folder from an earlier run or now.
+
+    Raises:
+        AtollError: the data or the tokenizer can't be had, or do not go together.
+    """
+    return _tokenised(make("dataset", job.data, seed=job.seed), job)
 
 
 def make(kind: str, named: Named, **wired: Any) -> Any:
@@ -115,12 +125,21 @@ def tokenizer_of(job: Job) -> Any:
     Raises:
         FetchError: the model is not there and can't be fetched.
     """
-    parameter = catalog.find("task", job.task.name).parameter("model")
-    if parameter is None or values.kind_of(parameter.annotation) is not None:
+    model = _pretrained(job)
+    if model is None:
         return None
     from atoll.tasks.pretrained import tokenizer
 
-    return tokenizer(job.task.parameters.get("model", parameter.default))
+    return tokenizer(model)
+
+
+def _pretrained(job: Job) -> str | None:
+    """The name of the task's pretrained model, or None where the task names none."""
+    parameter = catalog.find("task", job.task.name).parameter("model")
+    if parameter is None or values.kind_of(parameter.annotation) is not None:
+        return None
+    model: str = job.task.parameters.get("model", parameter.default)
+    return model
 
 
 def _fits(task: Task, dataset: Dataset, job: Job) -> None:
@@ -152,7 +171,11 @@ def _telling(dataset: Dataset) -> Iterator[Batch]:
     import torch
 
     from atoll.data.examples import Tensors
+    from atoll.data.spans import Spans
 
+    if isinstance(dataset.clients, Spans) and dataset.clients.telling is not None:
+        yield from (dataset.clients.whole.take(torch.tensor([row])) for row in dataset.clients.telling)
+        return
     held = [e for splits in dataset.clients.values() for e in splits.values() if len(e) > 0]  # who has none is told when asked
     if held:
         yield held[0].take(torch.arange(1))
@@ -184,12 +207,23 @@ def _tokenised(dataset: Dataset, job: Job) -> Dataset:
     first = next((splits["train"] for splits in dataset.clients.values() if "train" in splits), None)
     if not isinstance(first, text.Texts):
         return dataset
-    tokenizer, task = tokenizer_of(job) or characters(dataset), job.task.name
-    if task == "sequence_classification":
-        return text.tokenise_classes(dataset, tokenizer, job.tokens.length)
-    if task == "seq2seq":
-        return text.tokenise_pairs(dataset, tokenizer, job.tokens.length, job.tokens.target_length)
-    return text.tokenise(dataset, tokenizer, job.tokens.length)
+    task, length = job.task.name, job.tokens.length
+
+    def made() -> Dataset:
+        tokenizer = tokenizer_of(job) or characters(dataset)
+        if task == "sequence_classification":
+            return text.tokenise_classes(dataset, tokenizer, length)
+        if task == "seq2seq":
+            return text.tokenise_pairs(dataset, tokenizer, length, job.tokens.target_length)
+        return text.tokenise(dataset, tokenizer, length)
+
+    model = _pretrained(job)
+    if model is None or not job.tokens.keep:
+        return made()  # characters take no longer to tokenise than to read
+    from atoll.data.tokens import kept
+    from atoll.tasks.pretrained import pretrained
+
+    return kept(dataset, pretrained(model), [task, length, job.tokens.target_length], made)
 
 
 def _judged(dataset: Dataset, job: Job) -> Dataset:

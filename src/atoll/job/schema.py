@@ -52,6 +52,7 @@ class Tokens(Section):
 
     length: int = Field(128, ge=2)  # of a block, or of a source text
     target_length: int = Field(64, ge=2)  # of an answer, for sequence-to-sequence models
+    keep: bool = True  # in the cache folder, where the next run of the same texts finds them
 
 
 class TensorBoard(Section):
@@ -96,6 +97,7 @@ class Job(Section):
     algorithm: Choice
     transforms: list[Choice] = []
     policy: Choice = Named(name="synchronous")
+    selection: Choice | None = None  # none: a random cohort
     engine: Choice = Named(name="serial")
     evaluation: Evaluation = Evaluation()
     personalise: Choice | None = None  # local work by which each client adapts the final model to itself
