@@ -28,6 +28,11 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Pat
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console(width=None if os.isatty(1) else 160).print(table)
+    return write(name, rows, note)
+
+
+def write(name: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Path:
+    """Write `rows` to benchmarks/out/NAME.json, with what they were measured on."""
     OUT.mkdir(exist_ok=True)
     path = OUT / f"{name}.json"
     path.write_text(json.dumps({"name": name, "note": note, "measured_on": measured_on(), "rows": rows}, indent=2) + "\n")
