@@ -22,7 +22,18 @@ _PLACES = {
     "AtollError": "atoll.errors",
 }
 # Where a name is of two kinds, the first of these has it (`sgd` is the local fold; the server's is in `server_opt`).
-_ORDER = ("algorithm", "local", "dataset", "partition", "task", "model", "transform", "aggregator", "policy")
+_ORDER = (
+    "algorithm",
+    "local",
+    "dataset",
+    "partition",
+    "task",
+    "model",
+    "transform",
+    "aggregator",
+    "policy",
+    "selection",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ WIRED: Mapping[str, frozenset[str]] = {
     "local": frozenset({"task", "seed"}),
     "algorithm": frozenset({"local", "task", "population", "seed"}),
     "transform": frozenset({"seed", "population"}),
+    "selection": frozenset({"task", "seed"}),
     "engine": frozenset({"locals_", "clients", "memories"}),
 }
 SECTIONS = {
@@ -35,6 +36,7 @@ SECTIONS = {
     "local": "local",
     "algorithm": "algorithm",
     "policy": "policy",
+    "selection": "selection",
     "engine": "engine",
     "personalise": "local",
 }

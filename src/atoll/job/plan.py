@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     up: float  # models from each client a round, in fp32
     up_extra_bytes: float  # beside the models, such as one number
     judged: int  # times that the model goes to every client, to be judged or adapted there
+    probed: int | None = 0  # clients that are sent the model before a round, to say their loss
 
     @property
     def down_bytes(self) -> float | None:
@@ -51,9 +52,9 @@ class Plan(NamedTuple):
     @property
     def round_bytes(self) -> float | None:
         """Both ways, all clients of one round of training."""
-        if self.down_bytes is None or self.up_bytes is None or self.asked is None:
+        if self.trained is None or self.down_bytes is None or self.up_bytes is None or self.asked is None or self.probed is None:
             return None
-        return (self.down_bytes + self.up_bytes) * self.asked
+        return (self.down_bytes + self.up_bytes) * self.asked + self.trained.trainable * FLOAT_BYTES * self.probed
 
     @property
     def judging_bytes(self) -> float | None:
@@ -94,7 +95,8 @@ def plan(job: Job) -> Plan:
         trained, unknown = _trained(job.task), ""
     except AtollError as error:
         trained, unknown = None, str(error)
-    return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job))
+    probed = _probed(job.selection, asked, clients) if job.selection else 0
+    return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed)
 
 
 def _narrowed(job: Job) -> float:
@@ -104,6 +106,17 @@ def _narrowed(job: Job) -> float:
         traffic = catalog.find("transform", given.name).traffic
         share *= float(traffic.get("up", 1)) * float(traffic.get("bytes_per_value", FLOAT_BYTES)) / FLOAT_BYTES
     return share
+
+
+def _probed(selection: Named, asked: int | None, clients: int | None) -> int | None:
+    """Clients that a rule of selection sends the model before each round, as its literal TRAFFIC says."""
+    entry = catalog.find("selection", selection.name)
+    probe = entry.traffic.get("probe")
+    given = {each.name: selection.parameters.get(each.name, each.default) for each in entry.parameters}
+    if probe is None or any(given.get(key) != value for key, value in probe["when"].items()):
+        return 0
+    wanted = given.get(probe["clients"]) or (None if asked is None else asked * probe["cohorts"])
+    return wanted if wanted is None or clients is None else min(wanted, clients)
 
 
 def _judged(job: Job) -> int:
@@ -120,6 +133,9 @@ def rows(job: Job) -> Iterator[tuple[str, str]]:
     yield "task", f"{job.task.name}; {_model(figures)}"
     yield "local work", _spelled(job.local) if job.local else "the algorithm's own"
     yield "algorithm", f"{_spelled(job.algorithm)}; {_spelled(job.policy)}"
+    if job.selection:
+        probe = f"; {count(figures.probed, 'client')} judge the model before each round" if figures.probed else ""
+        yield "selection", _spelled(job.selection) + probe
     links = ", then ".join(_spelled(each) for each in job.transforms)
     yield "update passes", links or "nothing: no clipping, compression or noise"
     yield "to each client", f"{size(figures.down_bytes)} a round{_times(figures.down)}"

@@ -13,6 +13,7 @@ from atoll import catalog
 from atoll.errors import ConfigError
 from atoll.job.schema import Job, Named
 from atoll.job.text import Spot
+from atoll.selection.rule import cohort, refuse
 
 
 class Problem(NamedTuple):
@@ -39,6 +40,7 @@ def together(job: Job) -> Iterator[Problem]:
         yield Problem(("samples",), f"[samples] needs the task causal_lm: {job.task.name} continues no text")
     clients = clients_of(job)
     yield from _policy(job, clients)
+    yield from _selection(job, clients)
     yield from _transforms(job)
     yield from _fits(job)
     for package, asked_for in (("tensorboard", job.sinks.tensorboard), ("mlflow", job.sinks.mlflow)):
@@ -61,6 +63,26 @@ def _policy(job: Job, clients: int | None) -> Iterator[Problem]:
     if clients is not None and not policy.refill and (policy.in_flight or 0) > clients:
         told = f"[policy] {job.policy.name} asks {policy.in_flight} clients at once, but there are only {clients}; ask fewer"
         yield Problem(("policy",), told)
+
+
+def _selection(job: Job, clients: int | None) -> Iterator[Problem]:
+    """The rule's own rules, and whether it goes with the policy; that it goes with the algorithm, the federation says."""
+    if job.selection is None:
+        return
+    entry, given = catalog.find("selection", job.selection.name), job.selection.parameters
+    try:
+        policy = catalog.find("policy", job.policy.name).load()(**job.policy.parameters)
+    except ConfigError:
+        return  # said above
+    try:
+        refuse(entry.name, "unbiased" in entry.said, policy)
+        if entry.parameter("task") is None:
+            entry.load()(**given)  # imports nothing heavy
+    except ConfigError as error:
+        yield Problem(("selection",), f"[selection] {error}")
+    asked, d = cohort(policy, clients) if clients else policy.in_flight, given.get("d")
+    if asked and isinstance(d, int) and d < asked:
+        yield Problem(("selection", "d"), f"[selection] d = {d}: must be {asked} or more, the clients of a round")
 
 
 def _transforms(job: Job) -> Iterator[Problem]:

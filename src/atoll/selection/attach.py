@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from atoll.aggregators.mean import mean
 from atoll.errors import ConfigError
 from atoll.policy import Policy
-from atoll.selection.rule import Call, Selection, Told
+from atoll.selection.rule import Call, Selection, Told, cohort, refuse
 from atoll.selection.unbiased import unbiased, weighs
 from atoll.types import Algorithm, Assignment, ClientId, Local, Metrics, Reduced, Request, Seen, Tree, Update
 
@@ -89,30 +89,6 @@ def with_selection(
     if rule.probe:
         locals_[PROBE] = rule.probe.local
     return Algorithm(init, round, lambda s: inner.params(s.inner), locals_)
-
-
-def cohort(policy: Policy, clients: int) -> int:
-    """How many are asked in a round: under a policy that refills, as many as it closes with.
-
-    >>> cohort(Policy(13, 10), 100), cohort(Policy(30, 10, refill=True), 100), cohort(Policy(), 100)
-    (13, 10, 100)
-    """
-    return min((policy.close_after if policy.refill else policy.in_flight) or clients, clients)
-
-
-def refuse(name: str, unbiased: bool, policy: Policy) -> None:
-    """What a rule and a policy can't do together.
-
-    >>> refuse("importance", True, Policy(13, 10))
-    Traceback (most recent call last):
-    atoll.errors.ConfigError: selection 'importance' weighs each update by its chance of being drawn, so every client ...
-    """
-    whole = policy.close_after in (None, policy.in_flight) and not policy.continues and policy.timeout_s == float("inf")
-    if unbiased and not whole:
-        raise ConfigError(
-            f"selection {name!r} weighs each update by its chance of being drawn, so every client that is asked has to be "
-            f"waited for; use the policy synchronous, or another rule"
-        )
 
 
 def _first(inner: Algorithm[Any], state: Any, candidates: Sequence[ClientId]) -> Request:

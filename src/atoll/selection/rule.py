@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from atoll.errors import ConfigError
+from atoll.policy import Policy
 from atoll.types import ClientId, Local, Metrics, Update
 
 S = TypeVar("S")  # what a rule remembers: a durable value, of clients that were seen alone
@@ -71,3 +73,27 @@ def tell(told: Told, *names: str) -> dict[ClientId, tuple[float, ...]]:
     {'a': (1.5, 2.0)}
     """
     return {c: tuple(float(m[name]) for name in names) for c, m in zip(told.clients, told.each, strict=True)}
+
+
+def cohort(policy: Policy, clients: int) -> int:
+    """How many are asked in a round: under a policy that refills, as many as it closes with.
+
+    >>> cohort(Policy(13, 10), 100), cohort(Policy(30, 10, refill=True), 100), cohort(Policy(), 100)
+    (13, 10, 100)
+    """
+    return min((policy.close_after if policy.refill else policy.in_flight) or clients, clients)
+
+
+def refuse(name: str, unbiased: bool, policy: Policy) -> None:
+    """What a rule and a policy can't do together.
+
+    >>> refuse("importance", True, Policy(13, 10))
+    Traceback (most recent call last):
+    atoll.errors.ConfigError: selection 'importance' weighs each update by its chance of being drawn, so every client ...
+    """
+    whole = policy.close_after in (None, policy.in_flight) and not policy.continues and policy.timeout_s == float("inf")
+    if unbiased and not whole:
+        raise ConfigError(
+            f"selection {name!r} weighs each update by its chance of being drawn, so every client that is asked has to be "
+            f"waited for; use the policy synchronous, or another rule"
+        )
