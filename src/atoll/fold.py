@@ -74,7 +74,8 @@ def verdict(update: Update, like: Tree | None) -> Answer:
     try:
         if not 0 <= update.weight < float("inf"):
             return _failed(update, "invalid", f"its weight is {update.weight}; a weight is finite and not negative")
-        if not all(math.isfinite(value) for value in update.metrics.values()) or not tree.finite(update.tree):
+        finite = update.checked or tree.finite(update.tree)  # a pass over memory that another core wrote is dear
+        if not finite or not all(math.isfinite(value) for value in update.metrics.values()):
             return _failed(update, "not_finite", "its loss or its update is NaN or infinite; lower the learning rate or clip")
         if like is not None:
             tree.agree(like, update.tree)

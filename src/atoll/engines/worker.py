@@ -1,4 +1,7 @@
-"""One resident worker process: the handle that the parent has, and the loop that the child runs."""
+"""One resident worker process: the handle that the parent has, and the loop that the child runs.
+
+Chunks of assignments go out, several in one message where they are small; each answer comes back as it is made.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +9,82 @@ import contextlib
 import os
 import pickle  # between this process and its own fork; never across a trust boundary
 import signal
+import socket
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 
-from atoll.engines.shared import Arena, Placed
-from atoll.round import work
-from atoll.types import Answer, Assignment, ClientId, Examples, Failure, Local, Tree
+from atoll.engines.shared import Arena, Forms, Placed, Told
+from atoll.fold import verdict
+from atoll.types import Answer, Assignment, ClientId, Compute, Examples, Failure, Local, Tree, Trip, Update
 
-# What a reply is: the assignment, the board's slots that it read, the answer (None: no longer wanted), the client's
-# new memory, and the slots of the worker's own arena that both lie in.
-Reply: TypeAlias = "tuple[Assignment, list[Placed], Answer | Exception | None, Tree | None, list[Placed]]"
+_LENGTH = struct.Struct("!I")  # before each reply
+_PROMPT_BYTES = 16 << 20  # slots of this size are given back at once, smaller ones with the next message
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """Assignments of one work that a worker computes as one."""
+
+    asked: list[Assignment]
+    size: float  # examples of all
+    seconds: float | None = None  # that it is predicted to take
+
+
+@dataclass(slots=True)
+class Doing:
+    """One assignment at a worker."""
+
+    assignment: Assignment
+    chunk: Chunk
+    portion: int  # the message that it went out with
+    posts: list[Placed]
+    wanted: bool = True
+
+
+class Reply(NamedTuple):
+    """What a worker says of one assignment."""
+
+    doing: Doing
+    answer: Answer | Exception | None  # None: no longer wanted
+    memory: Tree | None  # the client's new one
+    slots: list[int]  # of the worker's own arena, in which both lie
+    spent_s: float
+
+
+class Seat(NamedTuple):
+    """What every worker that sits there is forked with."""
+
+    locals_: Mapping[str, Local[Any]]
+    clients: Mapping[ClientId, Mapping[str, Examples]]
+    board: Arena
+    compute: Compute
+    threads: int
+    core: int | None  # to be pinned to
 
 
 class Worker:
-    """A forked process with a pipe, and an arena of its own that it writes updates into."""
+    """A forked process with a pipe (a pair of sockets), and an arena of its own that it writes updates into."""
 
-    def __init__(
-        self,
-        locals_: Mapping[str, Local[Any]],
-        clients: Mapping[ClientId, Mapping[str, Examples]],
-        board: Arena,
-        threads: int,
-        siblings: Sequence[Worker],
-    ) -> None:
+    def __init__(self, seat: Seat, siblings: Sequence[Worker], knows: frozenset[str]) -> None:
         context = get_context("fork")
-        self.arena = Arena()
-        self.pipe, child = context.Pipe()
-        self.doing: deque[tuple[Assignment, list[Placed], bool]] = deque()  # in order; False: no longer wanted
+        self.seat, self.knows = seat, knows  # the works that were made ready before the fork
+        self.arena, self._forms = Arena(), Forms()
+        self.pipe, child = socket.socketpair()
+        self.gone = False  # it has closed its end
+        self._portions, self._inbox = 0, bytearray()
+        self.doing: deque[Doing] = deque()  # in order: a chunk that is being worked on, and those that wait behind it
+        self._freed: list[int] = []
+        self._interrupted = False
         ours = [self.pipe, *(w.pipe for w in siblings)]
-        self.process = context.Process(
-            target=_serve, args=(child, ours, locals_, clients, board, self.arena, threads), daemon=True
-        )
+        self.process = context.Process(target=_serve, args=(child, ours, seat, self.arena), daemon=True)
         self.process.start()
         child.close()
 
@@ -52,44 +93,99 @@ class Worker:
         code = self.process.exitcode
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
-    def send(self, assignment: Assignment, posts: list[Placed]) -> None:
-        self.doing.append((assignment, posts, True))
-        self._tell((assignment._replace(tree={}), posts))
-
-    def receive(self, speaks: bool) -> Reply | None:
-        """The next reply, of which `speaks` says that it is there; None when the process is dead and has no more to say."""
-        try:
-            if not speaks and not self.pipe.poll():
+    def in_hand_s(self) -> float | None:
+        """Predicted seconds of what it has; None where that is not known."""
+        total = 0.0
+        for doing in self.doing:
+            if doing.chunk.seconds is None:
                 return None
-            answer, placed, memory = pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, OSError):  # OSError: it died in the middle of a message
-            return None
-        assignment, posts, wanted = self.doing.popleft()
-        slots = [p for p in (placed, memory) if p is not None]
-        if placed is not None:
-            answer = answer._replace(tree=self.arena.read(placed))
-        if not wanted and not isinstance(answer, Exception):
-            answer = None
-        return assignment, posts, answer, None if memory is None else self.arena.read(memory), slots
+            total += doing.chunk.seconds / len(doing.chunk.asked)
+        return total
 
-    def free(self, slots: list[Placed]) -> None:
-        if slots:
-            self._tell(slots)
+    def send(self, portion: Sequence[tuple[Chunk, list[list[Placed]]]]) -> None:
+        """Give it chunks, each with the places of every assignment's tree and memory."""
+        told = []
+        self._portions += 1
+        for chunk, posts in portion:
+            self.doing.extend(Doing(a, chunk, self._portions, p) for a, p in zip(chunk.asked, posts, strict=True))
+            ids = [tuple(a._replace(tree={})) for a in chunk.asked]
+            told.append([(i, [self._forms.tell(p) for p in places]) for i, places in zip(ids, posts, strict=True)])
+        self._tell(told)
+
+    def receive(self) -> Iterator[Reply]:
+        """What it has said since, without a wait."""
+        try:
+            while data := self.pipe.recv(1 << 16, socket.MSG_DONTWAIT):
+                self._inbox += data
+                if len(data) < 1 << 16:
+                    break
+            else:
+                self.gone = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.gone = True
+        start = 0
+        while len(self._inbox) >= start + _LENGTH.size:
+            ends = start + _LENGTH.size + _LENGTH.unpack_from(self._inbox, start)[0]
+            if ends > len(self._inbox):
+                break
+            yield self._reply(*pickle.loads(self._inbox[start + _LENGTH.size : ends]))
+            start = ends
+        del self._inbox[:start]
+
+    def _reply(self, fields: tuple[Any, ...] | Exception, told: Told | None, remembered: Told | None, spent_s: float) -> Reply:
+        doing = self.doing.popleft()
+        memory, slots = None, []
+        answer: Answer | Exception | None
+        if isinstance(fields, Exception):
+            answer = fields
+        elif told is None:
+            answer = Failure(*fields)
+        else:
+            placed = self._forms.hear(told)
+            slots.append(placed.offset)
+            answer = Update(*fields)._replace(tree=self.arena.read(placed))
+        if remembered is not None:
+            placed = self._forms.hear(remembered)
+            slots.append(placed.offset)
+            memory = self.arena.read(placed)
+        if not doing.wanted and not isinstance(answer, Exception):
+            answer = None
+        return Reply(doing, answer, memory, slots, spent_s)
+
+    def free(self, slots: list[int], size_bytes: int) -> None:
+        """Give slots of its arena back."""
+        self._freed += slots
+        if self._freed and size_bytes >= _PROMPT_BYTES:
+            self._tell([])
 
     def unwant(self, round: int, work: str) -> None:
-        self.doing = deque((a, p, w and (a.round, a.work) != (round, work)) for a, p, w in self.doing)
+        for doing in self.doing:
+            if (doing.assignment.round, doing.assignment.work) == (round, work):
+                doing.wanted = False
 
     def interrupt(self, round: int, client: ClientId, work: str) -> None:
         """Kill the process if it still works on what nobody waits for any more, such as a hung client's script."""
-        if self.doing and (self.doing[0][0].round, self.doing[0][0].client, self.doing[0][0].work) == (round, client, work):
-            self.doing[0] = (*self.doing[0][:2], False)
-            self.process.kill()
+        for doing in self.at_work():
+            if (doing.assignment.round, doing.assignment.client, doing.assignment.work) == (round, client, work):
+                doing.wanted, self._interrupted = False, True
+                self.process.kill()
 
-    def abandon(self) -> list[tuple[Assignment, list[Placed], bool]]:
-        """The process is dead: what it left undone."""
+    def at_work(self) -> Iterator[Doing]:
+        """What it is computing, as far as it has said: the unanswered rest of its first chunk."""
+        for doing in self.doing:
+            if doing.chunk is not self.doing[0].chunk:
+                return
+            yield doing
+
+    def abandon(self) -> tuple[list[Doing], list[Doing]]:
+        """The process is dead: which assignments one of which may have killed it, and which only waited."""
         self.process.join()
-        undone, self.doing = list(self.doing), deque()
-        return undone
+        suspects = [] if self._interrupted else list(self.at_work())
+        rest = list(self.doing)[len(suspects) :]
+        self.doing.clear()
+        return suspects, rest
 
     def dismiss(self) -> None:
         """Ask it to end when it has done what it is doing."""
@@ -103,40 +199,36 @@ class Worker:
             self.process.join()
         self.pipe.close()
 
-    def _tell(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # dead: `receive` says so
-            self.pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+    def _tell(self, chunks: object) -> None:
+        freed, self._freed = self._freed, []
+        with contextlib.suppress(OSError):  # dead: its sentinel says so
+            self.pipe.sendall(pickle.dumps((freed, chunks), pickle.HIGHEST_PROTOCOL))
 
 
-def _serve(
-    pipe: Connection,
-    parents: Sequence[Connection],
-    locals_: Mapping[str, Local[Any]],
-    clients: Mapping[ClientId, Mapping[str, Examples]],
-    board: Arena,
-    arena: Arena,
-    threads: int,
-) -> None:
+def _serve(pipe: socket.socket, parents: Sequence[socket.socket], seat: Seat, arena: Arena) -> None:
     """The child: work what comes until the parent closes the pipe or dies."""
     for end in parents:  # inherited by the fork; while a copy is open, the parent's death would go unnoticed
         end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    torch.set_num_threads(threads)
+    if seat.core is not None:
+        os.sched_setaffinity(0, {seat.core})
+    torch.set_num_threads(seat.threads)
     threading.Thread(target=_outlive_no_parent, args=(os.getppid(),), daemon=True).start()
+    forms, inbox = Forms(), pipe.makefile("rb")
     while True:
         try:
-            message = pickle.loads(pipe.recv_bytes())
+            freed, chunks = pickle.load(inbox)
         except (EOFError, ConnectionResetError):
             os._exit(0)
-        if message is None:
+        if chunks is None:
             os._exit(0)
-        if isinstance(message, list):
-            for placed in message:
-                arena.free(placed)
-            continue
-        assignment, posts = message
-        answer = _answer(assignment, posts, locals_, clients, board, arena)
-        pipe.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+        for offset in freed:
+            arena.free(offset)
+        for chunk in chunks:
+            trips = [_trip(seat, Assignment(*ids), [forms.hear(told) for told in posts]) for ids, posts in chunk]
+            for reply in _replies(trips, seat.compute, arena, forms):
+                data = pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+                pipe.sendall(_LENGTH.pack(len(data)) + data)
 
 
 def _outlive_no_parent(parent: int) -> None:
@@ -146,21 +238,31 @@ def _outlive_no_parent(parent: int) -> None:
     os._exit(0)
 
 
-def _answer(
-    assignment: Assignment,
-    posts: list[Placed],
-    locals_: Mapping[str, Local[Any]],
-    clients: Mapping[ClientId, Mapping[str, Examples]],
-    board: Arena,
-    arena: Arena,
-) -> tuple[Answer | Exception, Placed | None, Placed | None]:
-    local, known = locals_[assignment.work], board.read(posts[1]) if len(posts) > 1 else {}
-    examples = clients[assignment.client][local.batching.split]
+def _trip(seat: Seat, assignment: Assignment, posts: list[Placed]) -> Trip:
+    local, known = seat.locals_[assignment.work], seat.board.read(posts[1]) if len(posts) > 1 else {}
+    examples = seat.clients[assignment.client][local.batching.split]
+    return Trip(assignment._replace(tree=seat.board.read(posts[0])), local, examples, known)
+
+
+def _replies(
+    trips: Sequence[Trip], compute: Compute, arena: Arena, forms: Forms
+) -> Iterator[tuple[tuple[Any, ...] | Exception, Told | None, Told | None, float]]:
+    """For each trip: the answer's fields without its tree, where its tree and the new memory lie, seconds spent."""
+    done, began = 0, time.perf_counter()
     try:
-        answer, memory = work(assignment._replace(tree=board.read(posts[0])), local, examples, known)
+        for trip, (answer, memory) in zip(trips, compute.run(trips), strict=True):
+            told = remembered = None
+            if isinstance(answer, Update):
+                answer = verdict(answer, None)  # here, while the update is still in this core's cache
+            if isinstance(answer, Update):
+                told = forms.tell(arena.write(answer.tree))
+                answer = answer._replace(tree={}, checked=True)
+                if memory or trip.memory:
+                    remembered = forms.tell(arena.write(memory))
+            ended, before = time.perf_counter(), began
+            began = ended
+            yield tuple(answer), told, remembered, ended - before
+            done += 1
     except Exception as error:  # of the federation, not of a client: the parent raises it
-        return error, None, None
-    if isinstance(answer, Failure):
-        return answer, None, None
-    placed = arena.write(answer.tree)
-    return answer._replace(tree={}), placed, arena.write(memory) if memory or known else None
+        for _ in trips[done:]:
+            yield error, None, None, 0.0
