@@ -33,6 +33,7 @@ _ORDER = (
     "aggregator",
     "policy",
     "selection",
+    "fleet",
 )
 
 

@@ -46,6 +46,8 @@ KINDS = {
         Kind("selection", "selection", "Selection"),
         Kind("server_opt", "server_opt.py", "ServerOpt"),
         Kind("engine", "engines", "Engine"),
+        Kind("fleet", "fleets", "Fleet"),
+        Kind("energy", "fleets", "Energy"),
     )
 }
 

@@ -5,6 +5,7 @@ task -> Local -> Algorithm -> pipe of transforms -> evaluation -> rounds over an
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from atoll.algorithms.evaluation import with_evaluation
 from atoll.algorithms.finetuning import with_finetuning
 from atoll.engines.processes import processes
 from atoll.engines.serial import serial
+from atoll.engines.virtual import Followed, Virtual
 from atoll.errors import ConfigError
+from atoll.fleets.fleet import Fleet
 from atoll.local.binding import binding
 from atoll.local.evaluate import evaluate
 from atoll.policy import Policy
@@ -28,7 +31,21 @@ from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.store.sinks import Several
 from atoll.transforms.pipe import pipe
-from atoll.types import HELD_OUT, Algorithm, ClientId, Dataset, Engine, Examples, Local, Sink, Task, Transform, Tree
+from atoll.types import (
+    HELD_OUT,
+    Algorithm,
+    ClientId,
+    Dataset,
+    Engine,
+    Examples,
+    Journal,
+    Local,
+    Memories,
+    Sink,
+    Task,
+    Transform,
+    Tree,
+)
 
 if TYPE_CHECKING:
     from atoll.store.run import Run
@@ -45,7 +62,8 @@ class Federation:
     order, the last nearest the network. `engine`: "serial", "processes", or a factory. `evaluate_every`: judge the
     global model on the held-out examples after every so many rounds (0: never); `evaluate_clients`: on each
     client's own too. `finetune`: local work by which each client adapts the final model to itself. `selection`: which
-    of the idle clients are asked first (None: a random order).
+    of the idle clients are asked first (None: a random order). `fleet`: whose devices the clients are, in virtual time
+    (None: as they are, in real time).
 
     >>> from atoll import digits, classification, dirichlet, fedavg, mlp, sgd
     >>> task = classification(mlp(64, [32], 10))
@@ -67,6 +85,7 @@ class Federation:
     evaluate_batch_size: int = 256
     finetune: Local[Any] | None = None
     selection: Selection[Any] | None = None
+    fleet: Fleet | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,10 +124,17 @@ class Federation:
         algorithm, recorder = self._assembled(rounds), Recorder()
         everything = Several(recorder, *([store.sink] if store else []), *sinks)
         state = RunState(0, algorithm.init(binding(self.task.module).state()))
-        journal, memories = (store.journal, store.memories) if store else (Ephemeral(), Kept())
+        journal: Journal = store.journal if store else Ephemeral()
+        memories: Memories = store.memories if store else Kept()
         if store and (kept := store.latest(state)):
             state = kept[1]
         engine = self._engine(algorithm, memories)
+        if self.fleet is not None:
+            clients, lease_s = self._everybody(), self.policy.lease_s
+            engine = Virtual(engine, algorithm.local, clients, self.fleet, state.clock_s, lease_s)
+            journal = Followed(journal, engine)
+            if store:
+                store.note("fleet", self.fleet.about)
         try:
             shell = Shell(engine, journal, everything)
             for after in run(state, algorithm, self.policy, list(self.data.clients), rounds, self.seed, shell):
@@ -121,6 +147,7 @@ class Federation:
             engine.close()
             binding(self.task.module).restore()
         about = {"name": self.data.name, "seed": self.seed, "rounds": rounds, "engine": str(self.engine), "task": self.task.about}
+        about |= {"fleet": self.fleet.about} if self.fleet else {}
         return Result(self.task, tree.pack(algorithm.params(state.algorithm)), recorder, memories, about)
 
     def plain(self) -> Algorithm[Any]:
@@ -135,7 +162,9 @@ class Federation:
         if self.evaluate_every and self.data.test is not None:
             shards = sorted(self._held_out())
             algorithm = with_evaluation(algorithm, evaluate(self.task, size), shards, self.evaluate_every, rounds)
-        judged = sorted(c for c, splits in self.data.clients.items() if len(splits.get("test", ())) > 0)
+        judged: list[ClientId] = []
+        if self.evaluate_clients or self.finetune is not None:  # else a lazy set need not make everybody's examples
+            judged = sorted(c for c, splits in self.data.clients.items() if len(splits.get("test", ())) > 0)
         if self.evaluate_clients and judged:
             every = self.evaluate_every or rounds
             algorithm = with_evaluation(algorithm, evaluate(self.task, size), judged, every, rounds, "evaluate_clients", None)
@@ -145,7 +174,11 @@ class Federation:
 
     def _engine(self, algorithm: Algorithm[Any], memories: Any) -> Engine:
         make = ENGINES[self.engine] if isinstance(self.engine, str) else self.engine
-        return make(algorithm.local, {**self.data.clients, **self._held_out()}, memories, **self.engine_options)
+        return make(algorithm.local, self._everybody(), memories, **self.engine_options)
+
+    def _everybody(self) -> Mapping[ClientId, Mapping[str, Examples]]:
+        """The clients and, as if they were some, the server's shards; a lazy mapping stays lazy."""
+        return ChainMap(self._held_out(), self.data.clients)  # type: ignore[arg-type]  # it is only read
 
     def _held_out(self) -> dict[ClientId, dict[str, Examples]]:
         """The server's held-out examples, in shards, as if clients held them: any engine can judge them."""

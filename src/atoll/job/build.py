@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from atoll.federation import Federation
     from atoll.types import Batch, Dataset, Task
 
-SECTION = {"dataset": "data", "partition": "data.partition", "model": "task.model", "transform": "transforms"}
+SECTION = {
+    "dataset": "data",
+    "partition": "data.partition",
+    "model": "task.model",
+    "transform": "transforms",
+    "energy": "fleet.energy",
+}
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -78,6 +84,7 @@ def build(job: Job) -> Federation:
         evaluate_clients=job.evaluation.per_client,
         finetune=make("local", job.personalise, **wired) if job.personalise else None,
         selection=make("selection", job.selection, **wired) if job.selection else None,
+        fleet=make("fleet", job.fleet, **wired) if job.fleet else None,
         seed=job.seed,
         **({"evaluate_batch_size": job.evaluation.batch_size} if job.evaluation.batch_size else {}),
     )

@@ -29,6 +29,7 @@ WIRED: Mapping[str, frozenset[str]] = {
     "transform": frozenset({"seed", "population"}),
     "selection": frozenset({"task", "seed"}),
     "engine": frozenset({"locals_", "clients", "memories"}),
+    "fleet": frozenset({"seed"}),
 }
 SECTIONS = {
     "data": "dataset",
@@ -38,6 +39,7 @@ SECTIONS = {
     "policy": "policy",
     "selection": "selection",
     "engine": "engine",
+    "fleet": "fleet",
     "personalise": "local",
 }
 

@@ -144,6 +144,8 @@ def rows(job: Job) -> Iterator[tuple[str, str]]:
         to_each = None if figures.down_bytes is None else figures.down_bytes / figures.down
         yield "judging", f"{size(to_each)} to each client {_often(figures.judged)}, {size(figures.judging_bytes)} in all"
     yield "in all", f"{size(figures.round_bytes)} a round, {size(figures.total_bytes)} in {count(figures.rounds, 'round')}"
+    if job.fleet:
+        yield "fleet", f"{_spelled(job.fleet)}; time, energy and CO2e are simulated"
     workers = job.engine.parameters.get("workers")
     yield "engine", job.engine.name + (f", {count(workers, 'worker')}" if workers else "")
 

@@ -99,6 +99,7 @@ class Job(Section):
     policy: Choice = Named(name="synchronous")
     selection: Choice | None = None  # none: a random cohort
     engine: Choice = Named(name="serial")
+    fleet: Choice | None = None  # none: real time
     evaluation: Evaluation = Evaluation()
     personalise: Choice | None = None  # local work by which each client adapts the final model to itself
     sinks: Sinks = Sinks()
