@@ -55,7 +55,7 @@ docs: $(VENV)/.installed-dev ## run every code block of the README and docs/
 	@$(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev ## run every benchmark: tables to the screen, JSON to benchmarks/out/
-	@for script in $(filter-out benchmarks/results.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/results.py benchmarks/lora_setting.py benchmarks/products.py,$(wildcard benchmarks/*.py)); do \
 	  echo "==> $$script"; $(BIN)/python $$script; done
 
 hooks: $(VENV)/.installed-dev ## make git run the checks before every commit
