@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := conftest.py src tests benchmarks $(wildcard examples)
 
-.PHONY: help demo test quick check format format-check lint types layers docs bench hooks clean
+.PHONY: help demo test quick check format format-check lint types layers docs bench bench-peers hooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ docs: $(VENV)/.installed-dev ## run every code block of the README and docs/
 bench: $(VENV)/.installed-dev ## run every benchmark: tables to the screen, JSON to benchmarks/out/
 	@for script in $(filter-out benchmarks/results.py benchmarks/lora_setting.py benchmarks/products.py,$(wildcard benchmarks/*.py)); do \
 	  echo "==> $$script"; $(BIN)/python $$script; done
+
+bench-peers: $(VENV)/.installed-dev ## Atoll beside Flower, pfl, NVFlare and FedJAX, each installed apart (an hour or more)
+	@$(BIN)/python benchmarks/peers/run.py
 
 hooks: $(VENV)/.installed-dev ## make git run the checks before every commit
 	@$(BIN)/pre-commit install

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, made once and kept in a cache folder, so that peers' pins meet neither ours nor each other."""
+"""A virtual environment for each peer, made once and kept in a cache folder: peers' pins meet neither ours nor each other's."""
 
 from __future__ import annotations
 
@@ -63,7 +63,17 @@ def environment(peer: str, folder: Path) -> Environment:
 
 def _install(python: Path, peer: str, packages: Sequence[str], constraints: Path) -> str:
     """Install, showing what pip is at; its last lines where it fails, else nothing."""
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-c", str(constraints), *packages]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        "-c",
+        str(constraints),
+        *packages,
+    ]
     began, lines = time.monotonic(), list[str]()
     _say(f"{peer}: pip install {' '.join(packages)}")
     log = constraints.with_name("pip.log")

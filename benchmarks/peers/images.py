@@ -1,4 +1,4 @@
-"""The one file that every system reads: Fashion-MNIST's 60,000 training images dealt evenly at random, and its 10,000 test images."""
+"""The one file that every system reads: Fashion-MNIST's 60,000 training images dealt evenly, and its 10,000 test images."""
 
 from __future__ import annotations
 

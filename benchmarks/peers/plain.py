@@ -67,7 +67,7 @@ def train(module: nn.Module, x: Tensor, y: Tensor) -> None:
     """One client's work: EPOCHS passes in a new order each, SGD in batches of BATCH."""
     optimiser = torch.optim.SGD(module.parameters(), lr=LR)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(BATCH):
+        for rows in torch.split(torch.randperm(len(x)), BATCH):
             optimiser.zero_grad()
             functional.cross_entropy(module(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -79,5 +79,5 @@ def accuracy(name: str, params: Mapping[str, Tensor], data: Data) -> float:
     module = model(name)
     module.load_state_dict(dict(params))
     x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
-    hits = sum(int((module(a).argmax(-1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    hits = sum(int((module(a).argmax(-1) == b).sum()) for a, b in zip(torch.split(x, 500), torch.split(y, 500), strict=True))
     return hits / len(y)

@@ -52,11 +52,13 @@ class System(NamedTuple):
     why: str = ""
 
 
+RESIDENT = "a cohort of 100 resident clients takes more than 30 GB"
 PEERS = (
     System("flower", "flower.py", "flower"),
-    System("pfl, 1 process", "pfl_research.py", "pfl", "1"),
-    System("pfl, 2 processes", "pfl_research.py", "pfl", "2"),
-    System("nvflare", "nv_flare.py", "nvflare", "", ("w2-mlp",), "100 resident clients take more than 30 GB"),
+    System("pfl-1-process", "pfl_research.py", "pfl", "1"),
+    System("pfl-2-processes", "pfl_research.py", "pfl", "2"),
+    System("nvflare", "nv_flare.py", "nvflare", "", ("w2-mlp",), RESIDENT),
+    System("nvflare-fast-poll", "nv_flare.py", "nvflare", "fast-poll", ("w2-mlp",), RESIDENT),
     System("fedjax", "fed_jax.py", "fedjax"),
 )
 
@@ -64,7 +66,9 @@ PEERS = (
 def ours(compute: Sequence[str]) -> list[System]:
     """Atoll's rows: two worker processes, and one process, for each way to compute."""
     return [
-        System(f"{OURS}, {engine}, {way}", "ours.py", "", f"{engine}-{way}") for way in compute for engine in ("processes", "serial")
+        System(f"{OURS}-{engine}-{way}", "ours.py", "", f"{engine}-{way}")
+        for way in compute
+        for engine in ("processes", "serial")
     ]
 
 
@@ -72,7 +76,9 @@ def main() -> None:
     options = _options()
     systems = [s for s in [*ours(options.ours), *PEERS] if not options.only or s.name.startswith(tuple(options.only))]
     if not systems:
-        raise SystemExit(f"--only {','.join(options.only)}: no system's name begins so; there are {', '.join(s.name for s in PEERS)}")
+        raise SystemExit(
+            f"--only {','.join(options.only)}: no system's name begins so; there are {', '.join(s.name for s in PEERS)}"
+        )
     cache = environments.cache()
     pythons, runs = dict[str, Path](), list[Run]()
     for peer in dict.fromkeys(s.environment for s in systems if s.environment):
@@ -81,7 +87,12 @@ def main() -> None:
             pythons[peer] = made.python
         else:
             _say(f"{peer} CANNOT BE INSTALLED and is left out: {made.problem}")
-            runs += [Run(w, s.name, problem=f"not installed: {made.problem}") for w in options.workloads for s in systems if s.environment == peer]
+            runs += [
+                Run(w, s.name, problem=f"not installed: {made.problem}")
+                for w in options.workloads
+                for s in systems
+                if s.environment == peer
+            ]
     systems = [s for s in systems if not s.environment or s.environment in pythons]
     for workload in options.workloads:
         data = options.data or images(WORKLOADS[workload].clients, cache / "data")
@@ -128,7 +139,9 @@ def report(runs: Sequence[Run], repeats: int) -> None:
     for row in rows:
         if row.problem:
             print(f"\nNOT MEASURED, or not in every run: {row.system} on {row.workload}: {row.problem}")
-    note = f"medians of up to {repeats} runs, each the median of its rounds after the first; memory: peak of the family's summed Pss"
+    note = (
+        f"medians of up to {repeats} runs, each the median of its rounds after the first; memory: peak of the family's summed Pss"
+    )
     write("peers", shown, note)
     write("peers_verdicts", judged, note)
     print(f"\nwritten to {write('peers_runs', [run._asdict() for run in runs], note).parent}")
@@ -141,12 +154,15 @@ def _short(run: Run) -> str:
     return f"first round after {run.first_round_s:.2f} s{later}, {run.peak_mb:,.0f} MB, accuracy {run.accuracy:.3f}"
 
 
+def _listed(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    listed = {"type": lambda given: [part.strip() for part in given.split(",") if part.strip()]}
-    parser.add_argument("--workloads", default=["w1-mlp", "w2-mlp", "w1-cnn"], help="w1-mlp,w2-mlp,w1-cnn", **listed)
-    parser.add_argument("--only", default=[], help="systems whose names begin so, e.g. atoll,pfl", **listed)
-    parser.add_argument("--ours", default=list(COMPUTE), help="Atoll's ways to compute: eager,traced,stacked", **listed)
+    parser.add_argument("--workloads", default=["w1-mlp", "w2-mlp", "w1-cnn"], help="w1-mlp,w2-mlp,w1-cnn", type=_listed)
+    parser.add_argument("--only", default=[], help="systems whose names begin so, e.g. atoll,pfl", type=_listed)
+    parser.add_argument("--ours", default=list(COMPUTE), help="Atoll's ways to compute: eager,traced,stacked", type=_listed)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system, in turn")
     parser.add_argument("--rounds", type=int, help="rounds a run, instead of each workload's own number")
     parser.add_argument("--timeout-s", type=float, default=1200.0, help="for one run")

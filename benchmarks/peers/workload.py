@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -114,7 +115,7 @@ class Measured:
         said = {
             "first_round_s": ends[0] - self._job.began,
             "import_s": self._import_s,
-            "round_s": [after - before for before, after in zip(ends, ends[1:], strict=False)],
+            "round_s": [after - before for before, after in pairwise(ends)],
             "accuracy": accuracy,
             **about,
         }
