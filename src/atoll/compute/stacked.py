@@ -7,21 +7,18 @@ is replayed. What clients share, such as the frozen base under adapters, stays o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from atoll import rng
 from atoll.compute.program import Program, signature
 from atoll.compute.record import UntraceableError, record, replayed
+from atoll.compute.stack import Row, Stack, answer_of, row_of
 from atoll.compute.traced import Traced
-from atoll.data.examples import batches
-from atoll.round import ended
-from atoll.types import Answer, Batch, Compute, Seen, Tree, Trip
+from atoll.types import Answer, Batch, Compute, Local, Tree, Trip
 
-MOST = 16  # clients at once
 TRIAL_S = 1.0  # a chunk whose step takes longer is compute-bound: larger ones are not tried
 
 
@@ -34,44 +31,32 @@ def stacked(chunk: int | None = None) -> Compute:
     return Stacked(chunk)
 
 
-class Row(NamedTuple):
-    """A client in the stack."""
-
-    trip: Trip
-    carry: Any
-    state: list[Tensor]
-    portions: Iterator[Batch]
-    read: list[int]  # examples and steps so far
-    draws: Tensor  # where its random numbers stand after `init`
-
-
 class Stacked:
     """Keeps the programs by number of clients, and for each kind of work the number that is fastest."""
 
     def __init__(self, chunk: int | None = None) -> None:
         self._chunk, self._traced = chunk, Traced()
         self._programs: dict[Any, Program | None] = {}
-        self._best: dict[Any, int] = {}
+        self._best: dict[int, tuple[Local[Any], int]] = {}  # by the fold's step, which is held so that its id stays its own
 
     def ready(self, trip: Trip) -> int:
         if trip.local.captured is None:
             return 1
-        carry = trip.local.init(trip.assignment, trip.memory)
-        key = (id(trip.local.step), signature(trip.local.captured(carry).tensors))
+        key = id(trip.local.step)
         if key not in self._best:
-            self._best[key] = self._chunk or self._trial(trip)
-        return self._best[key]
+            self._best[key] = (trip.local, self._trial(trip))
+        return self._best[key][1]
 
     def run(self, trips: Sequence[Trip]) -> Iterator[tuple[Answer, Tree]]:
         """The answers in the order of the trips; a chunk that fails as one is done client by client, to see whose fault it is."""
-        if len(trips) < 2 or trips[0].local.captured is None:
+        if len(trips) < 2 or self.ready(trips[0]) < 2:
             yield from self._traced.run(trips)
             return
         started = time.perf_counter()
         try:
             rows = self._through(trips)
             seconds = (time.perf_counter() - started) / len(trips)
-            answers = [_ended(row, seconds) for row in rows]
+            answers = [answer_of(row, seconds) for row in rows]
         except Exception:  # a client's own data may fail in any way: alone, it is told apart from its neighbours
             yield from self._traced.run(trips)
             return
@@ -79,8 +64,13 @@ class Stacked:
 
     def _through(self, trips: Sequence[Trip]) -> list[Row]:
         """All trips to the end of their batches; the largest first, so that who ends earlier leaves from the end of the stack."""
-        rows = [_row(trip) for trip in trips]
-        Stack(sorted(rows, key=lambda row: -len(row.trip.examples)), self._traced, self._program).run()
+        rows, alike = [row_of(trip) for trip in trips], dict[Any, list[Row]]()
+        for row in sorted(rows, key=lambda row: -len(row.trip.examples)):
+            assert row.trip.local.captured is not None
+            same = (row.trip.local.captured(row.carry).constants, signature(row.state))  # rates differ between rounds
+            alike.setdefault(same, []).append(row)
+        for group in alike.values():
+            Stack(group, self._traced, self._program).run()
         return rows
 
     def _program(self, row: Row, stack: Sequence[Tensor], batch: Sequence[Tensor], names: Sequence[str]) -> Program | None:
@@ -113,104 +103,33 @@ class Stacked:
 
     def _trial(self, trip: Trip) -> int:
         """The number of clients at which a client's step is fastest: doubled while that gains."""
-        batch = next(_row(trip).portions, None)
+        row = row_of(trip)
+        batch = next(row.portions, None)
         if batch is None:
             return 1
-        row = _row(trip)
         program: Program | None = None
-        for _ in range(3):  # recorded, compared, trusted
-            program = self._traced.programs.step(trip.local, row.carry, row.state, batch)
+        for each in (batch, _altered(batch), batch):  # recorded, compared, trusted
+            program = self._traced.programs.step(trip.local, row.carry, row.state, each)
         if program is None:
             return 1
         best, fastest = 1, _time(program.bind(row.state), list(batch.values()))
-        count = 2
-        while count <= MOST and fastest * count < TRIAL_S:
+        for count in (self._chunk,) if self._chunk else (2, 4, 8, 16):
             stack, values = ([torch.stack([x] * count) for x in xs] for xs in (row.state, batch.values()))
-            together = self._program(row, stack, values, list(batch))
-            took = _time(together.bind(stack), values) / count if together else float("inf")
-            if took > 0.97 * fastest:
-                break
-            best, fastest, count = count, took, count * 2
+            together = self._program(row, stack, values, list(batch)) if count > 1 else None
+            if together is None:
+                return best
+            took = _time(together.bind(stack), values) / count
+            if self._chunk:
+                return count
+            if took > 0.97 * fastest or took * count > TRIAL_S:
+                return best
+            best, fastest = count, took
         return best
 
 
-class Stack:
-    """The rows that go through their batches together."""
-
-    def __init__(self, rows: list[Row], traced: Traced, program: Callable[..., Program | None]) -> None:
-        self._rows, self._traced, self._program = list(rows), traced, program
-        self._stack = [torch.stack(columns) for columns in zip(*(row.state for row in rows), strict=True)]
-        self._bound: dict[Any, Any] = {}
-
-    def run(self) -> None:
-        """Tick after tick: a batch of each; one of another shape than the first one's goes by itself."""
-        shapes: Any = None
-        while self._rows:
-            waiting: dict[int, Batch] = {}
-            for place, row in enumerate(list(self._rows)):
-                for batch in row.portions:
-                    row.read[0] += len(next(iter(batch.values())))
-                    row.read[1] += 1
-                    shapes = shapes or signature(batch.values())
-                    if signature(batch.values()) == shapes:
-                        waiting[id(row)] = batch
-                        break
-                    self._alone(place, row, batch)
-            self._leave(waiting.keys())
-            if waiting:
-                self._tick([waiting[id(row)] for row in self._rows])
-
-    def _tick(self, portions: list[Batch]) -> None:
-        values = [torch.stack(xs) for xs in zip(*(batch.values() for batch in portions), strict=True)]
-        count = len(portions)
-        if count not in self._bound:
-            state = [x[:count] for x in self._stack]
-            program = self._program(self._rows[0], state, values, list(portions[0])) if count > 1 else None
-            self._bound[count] = program.bind(state) if program else None
-        run = self._bound[count]
-        if run:
-            run(values)
-            return
-        for place, (row, batch) in enumerate(zip(self._rows, portions, strict=True)):
-            self._alone(place, row, batch)
-
-    def _alone(self, place: int, row: Row, batch: Batch) -> None:
-        """One client's batch by itself, over its row of the stack."""
-        own = [x[place] for x in self._stack]
-        with torch.no_grad():
-            for x, mine in zip(row.state, own, strict=True):
-                x.copy_(mine)
-            self._traced.replay(row.trip.local, row.carry, [batch])
-            for x, mine in zip(row.state, own, strict=True):
-                mine.copy_(x)
-
-    def _leave(self, staying: Container[int]) -> None:
-        """Who has no more batches takes its row along; the last one moves into the gap."""
-        for place in reversed(range(len(self._rows))):
-            row = self._rows[place]
-            if id(row) in staying:
-                continue
-            last = len(self._rows) - 1
-            for x, column in zip(row.state, self._stack, strict=True):
-                x.copy_(column[place])
-                if place != last:
-                    column[place].copy_(column[last])
-            self._rows[place] = self._rows[last]
-            self._rows.pop()
-
-
-def _row(trip: Trip) -> Row:
-    with rng.seeded(trip.assignment.seed):
-        carry, draws = trip.local.init(trip.assignment, trip.memory), torch.default_generator.get_state()
-    assert trip.local.captured is not None
-    state = [x.detach() for x in trip.local.captured(carry).tensors]
-    return Row(trip, carry, state, batches(trip.examples, trip.local.batching, trip.assignment.seed), [0, 0], draws)
-
-
-def _ended(row: Row, seconds: float) -> tuple[Answer, Tree]:
-    with rng.seeded(row.trip.assignment.seed):
-        torch.default_generator.set_state(row.draws)
-        return ended(row.trip, row.carry, Seen(*row.read), seconds)
+def _altered(batch: Batch) -> Batch:
+    """Another batch of the same shapes: what a step's Python read of the first one would not hold for it."""
+    return {name: x * 0.9 if x.is_floating_point() else x.flip(0) for name, x in batch.items()}
 
 
 def _time(run: Callable[[Sequence[Tensor]], None], values: Sequence[Tensor]) -> float:
