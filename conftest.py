@@ -15,10 +15,14 @@ os.environ.update(
     NO_COLOR="1",
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="passive",
+    RAY_AUTH_MODE="token",  # read when ray is imported; the token is that of tests, and no file of a person's home
+    RAY_AUTH_TOKEN="0123456789abcdef" * 4,
+    RAY_USAGE_STATS_ENABLED="0",
     TOKENIZERS_PARALLELISM="false",
 )
 
-for mine in ("ATOLL_STORE", "ATOLL_DEBUG", "ATOLL_OFFLINE"):  # a person's own settings; the cache of what was fetched is shared
+# A person's own settings; the cache of what was fetched is shared.
+for mine in ("ATOLL_STORE", "ATOLL_DEBUG", "ATOLL_OFFLINE", "RAY_ADDRESS"):
     os.environ.pop(mine, None)
 
 # The same examples in every run: a test that fails, fails again. `--hypothesis-profile=wide` looks further.

@@ -16,6 +16,7 @@ from atoll import tree
 from atoll.algorithms.evaluation import with_evaluation
 from atoll.algorithms.finetuning import with_finetuning
 from atoll.engines.processes import processes
+from atoll.engines.ray import ray
 from atoll.engines.serial import serial
 from atoll.engines.virtual import Followed, Virtual
 from atoll.errors import ConfigError
@@ -50,7 +51,7 @@ from atoll.types import (
 if TYPE_CHECKING:
     from atoll.store.run import Run
 
-ENGINES: Mapping[str, Callable[..., Engine]] = {"serial": serial, "processes": processes}
+ENGINES: Mapping[str, Callable[..., Engine]] = {"serial": serial, "processes": processes, "ray": ray}
 SHARDS = 4  # the held-out examples are judged in this many parts, so that an engine can spread them
 
 
@@ -59,7 +60,7 @@ class Federation:
     """Everything that decides a run, but how long it is.
 
     `policy`: who is asked and when a round closes (default: all clients, synchronous). `transforms`: attached in
-    order, the last nearest the network. `engine`: "serial", "processes", or a factory. `evaluate_every`: judge the
+    order, the last nearest the network. `engine`: "serial", "processes", "ray", or a factory. `evaluate_every`: judge the
     global model on the held-out examples after every so many rounds (0: never); `evaluate_clients`: on each
     client's own too. `finetune`: local work by which each client adapts the final model to itself. `selection`: which
     of the idle clients are asked first (None: a random order). `fleet`: whose devices the clients are, in virtual time

@@ -43,6 +43,8 @@ def together(job: Job) -> Iterator[Problem]:
     yield from _selection(job, clients)
     yield from _transforms(job)
     yield from _fits(job)
+    if job.engine.name == "ray" and absent("ray"):
+        yield Problem(("engine", "name"), "[engine] ray needs the package 'ray': pip install 'atoll[ray]'")
     for package, asked_for in (("tensorboard", job.sinks.tensorboard), ("mlflow", job.sinks.mlflow)):
         if asked_for is not None and absent(package):
             yield Problem(("sinks", package), f"[sinks.{package}] needs the package {package!r}: pip install 'atoll[{package}]'")

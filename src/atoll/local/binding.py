@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Binding:
                 holder[key] = self._own[name]
         self._follow()
         self._bound = None
+
+    def __reduce__(self) -> tuple[Callable[[nn.Module], Binding], tuple[nn.Module]]:
+        """Pickled as its module, so that after unpickling, too, a module has one binding and that one is its own."""
+        return binding, (next(module for module, bound in _BINDINGS.items() if bound is self),)
 
     def _follow(self) -> None:
         for part in self._recurrent:
