@@ -98,6 +98,17 @@ def test_the_same_choices_through_checkpoints(name: str, tmp_path: Path) -> None
     assert [c.shares for c in plain] == [c.shares for c in kept]
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("few", [0, 1, 3])
+def test_fewer_candidates_than_are_wanted_are_all_asked(name: str, few: int) -> None:
+    rule, everyone = RULES[name], [ClientId(f"c{i}") for i in range(8)]
+    heard = Told(0, everyone[:5], everyone[:5], answers(everyone[:5], 0))
+    for state in (rule.init(), rule.observe(rule.init(), heard)):
+        chosen = rule.order(state, Call(1, everyone[3 : 3 + few], 4))
+        assert sorted(chosen.clients) == everyone[3 : 3 + few]
+        assert chosen.shares is None or all(factor == 1.0 for factor in chosen.shares.factors.values())
+
+
 @pytest.mark.parametrize("name", [name for name in RULES if name != "uniform"])
 def test_a_rule_remembers_clients_that_were_seen_alone(name: str) -> None:
     rule = RULES[name]

@@ -64,7 +64,7 @@ def with_selection(
         call = Call(state.round, candidates, wanted)
         if rule.unbiased:
             call = call._replace(weighted=weighs(_first(inner, state.inner, candidates).reduce))
-        if rule.probe:
+        if rule.probe and candidates:
             asked, params = rule.probe.clients(call), inner.params(state.inner)
             judged = yield Request(PROBE, asked, lambda _: params, mean(), True, len(asked), {})
             call = call._replace(losses={c: m["loss"] for c, m in zip(judged.clients, judged.each, strict=True)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.types import ClientId
@@ -24,8 +25,9 @@ def read(ledger: Ledger) -> dict[ClientId, tuple[float, ...]]:
     >>> read(written({"a": (1.0, 2.0)}))
     {'a': (1.0, 2.0)}
     """
-    rows = [] if ledger.values is None else ledger.values.tolist()
-    return {client: tuple(row) for client, row in zip(ledger.clients, rows, strict=True)}
+    if ledger.values is None:
+        return {}
+    return dict(zip(ledger.clients, zip(*ledger.values.T.tolist(), strict=True), strict=True))
 
 
 def written(rows: Mapping[ClientId, Sequence[float]]) -> Ledger:
@@ -36,4 +38,7 @@ def written(rows: Mapping[ClientId, Sequence[float]]) -> Ledger:
     """
     import torch
 
-    return Ledger(tuple(rows), torch.tensor([list(row) for row in rows.values()], dtype=torch.float64)) if rows else Ledger()
+    if not rows:
+        return Ledger()
+    flat = list(chain.from_iterable(rows.values()))  # of nested lists a tensor is made ten times slower
+    return Ledger(tuple(rows), torch.tensor(flat, dtype=torch.float64).view(len(rows), -1))

@@ -68,7 +68,7 @@ def tifl(
         rows = {client: Row(*row) for client, row in read(state.known).items()}
         new = [c for c in call.candidates if c not in rows]
         draws = uniforms(1 + tiers, seed, "selection", "tifl", call.round)
-        if draws[0] * len(call.candidates) < len(new):
+        if draws[0] * len(call.candidates) < len(new) or not call.candidates:
             return Chosen([*new, *(c for c in call.candidates if c in rows)], state._replace(tier=-1))
         of = tiers_of(rows, tiers)
         present = {of[c] for c in call.candidates if c in rows}
