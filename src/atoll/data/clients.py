@@ -11,6 +11,7 @@ from torch import Tensor
 from atoll import rng
 from atoll.data.examples import Tensors
 from atoll.data.partition.parts import Part, Partition
+from atoll.data.spans import Spans
 from atoll.errors import ConfigError
 from atoll.types import ClientId, Dataset, Examples
 
@@ -82,21 +83,31 @@ def share(
     whole = Tensors(columns)
     parts = partition({**columns, **(by or {})}, clients, seed)
     width = len(str(len(parts) - 1))
-    holdings: dict[ClientId, Mapping[str, Examples]] = {}
+    kept: dict[ClientId, Part] = {}
     reserved = []
     for number, part in enumerate(parts):
         client = ClientId(part.name or f"client-{number:0{width}d}")
         keep, reserve = held_out(len(part.rows), server_fraction, seed, "server", client)
         reserved.append(part.rows[reserve])
-        holdings[client] = _splits(whole, part._replace(rows=part.rows[keep]), test_fraction, seed, client)
+        kept[client] = part._replace(rows=part.rows[keep])
     if server_fraction:
         test = whole.subset(torch.cat(reserved))
-    return Dataset(name, holdings, test, about or {})
+    return Dataset(name, _holdings(whole, kept, test_fraction, seed), test, about or {})
 
 
-def _splits(whole: Tensors, part: Part, test_fraction: float, seed: int, client: ClientId) -> Mapping[str, Examples]:
-    own = whole.subset(part.rows)
-    if part.transform is not None:
-        own = own.mapped(part.transform)
-    train, test = held_out(len(own), test_fraction, seed, client)
-    return {"train": own.subset(train), "test": own.subset(test)}
+def _holdings(
+    whole: Tensors, parts: Mapping[ClientId, Part], test_fraction: float, seed: int
+) -> Mapping[ClientId, Mapping[str, Examples]]:
+    """Spans of one index; or where each client sees its examples in its own way, tensors of its own."""
+    splits = {client: held_out(len(part.rows), test_fraction, seed, client) for client, part in parts.items()}
+    if all(part.transform is None for part in parts.values()):
+        rows = [part.rows[split] for client, part in parts.items() for split in splits[client]]
+        bounds = torch.tensor([0, *(len(each) for each in rows)], dtype=torch.int64).cumsum(0)
+        numbers = {client: number for number, client in enumerate(parts)}
+        return Spans(numbers, ("train", "test"), bounds, whole.subset(torch.cat(rows)))
+    holdings: dict[ClientId, Mapping[str, Examples]] = {}
+    for client, part in parts.items():
+        own, (train, test) = whole.subset(part.rows), splits[client]
+        own = own if part.transform is None else own.mapped(part.transform)
+        holdings[client] = {"train": own.subset(train), "test": own.subset(test)}
+    return holdings

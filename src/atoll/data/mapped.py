@@ -39,11 +39,24 @@ def mapped(path: str) -> Dataset:
     >>> data.clients["a"]["train"].column("y").tolist(), data.test.column("y").tolist()
     ([0, 1, 2], [7])
     """
-    file = _opened(str(Path(path).expanduser().absolute()))
-    clients = clients_of(file)
-    last = int(file.tensors["clients.bounds"][-1])
-    test = Tensors(Columns(file)).span(last, file.rows) if file.told["held_out"] else None
-    return Dataset(file.told["name"], clients, test, {"source": str(path), **file.told["about"]})
+    return dataset_in(opened(path))
+
+
+def dataset_in(file: File, by_path: bool = True) -> Dataset:
+    """The data set in an open file. Without `by_path` a pickle of it carries what the file holds, for who can't see the file."""
+    clients, last = clients_of(file, by_path), int(file.tensors["clients.bounds"][-1])
+    test = clients.whole.span(last, file.rows) if file.told["held_out"] else None
+    return Dataset(file.told["name"], clients, test, {"source": file.path, **file.told["about"]})
+
+
+def opened(path: str | Path) -> File:
+    """The file, mapped; what was written to that path since is seen.
+
+    Raises:
+        DataError: there is no such file, or it is damaged or of another kind.
+        VersionError: a newer Atoll wrote it.
+    """
+    return _opened(str(Path(path).expanduser().absolute()))
 
 
 class File:
@@ -119,12 +132,12 @@ class Columns(dict[str, Tensor]):
         return Columns, (self._file,)
 
 
-def clients_of(file: File) -> Spans:
+def clients_of(file: File, by_path: bool = True) -> Spans:
     """The clients of a file, made when they are asked for."""
     text, ends, hashes, order, bounds = (file.tensors[name] for name in _LISTED)
     telling = dict.fromkeys([0, *file.told["largest"].values()]) if int(bounds[-1]) else ()
-    whole = Tensors(Columns(file))
-    return Spans(Ids(text, ends, hashes, order), file.told["splits"], bounds, whole, (clients_of, (file,)), tuple(telling))
+    columns, again = (Columns(file), (clients_of, (file,))) if by_path else (dict(Columns(file)), None)
+    return Spans(Ids(text, ends, hashes, order), file.told["splits"], bounds, Tensors(columns), again, tuple(telling))
 
 
 _OPEN: WeakValueDictionary[str, File] = WeakValueDictionary()

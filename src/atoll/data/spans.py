@@ -104,16 +104,16 @@ class Ids(Mapping[ClientId, int]):
 
     def __init__(self, text: Tensor, ends: Tensor, hashes: Tensor, order: Tensor) -> None:
         """UTF-8 of all names, uint8; where each ends; their hashes, ascending; and whose each of these is: int64 (n,)."""
-        self._text, self._ends, self._hashes, self._order = text.numpy().data, ends.numpy(), hashes.numpy(), order.numpy()
+        self._text, self._ends, self._hashes, self._order = text.numpy(), ends.numpy(), hashes.numpy(), order.numpy()
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __iter__(self) -> Iterator[ClientId]:
-        start = 0
+        start, text = 0, self._text.data
         for first in range(0, len(self), 4096):  # as numbers of Python's, some thousands at a time
             for end in self._ends[first : first + 4096].tolist():
-                yield ClientId(str(self._text[start:end], "utf-8"))
+                yield ClientId(str(text[start:end], "utf-8"))
                 start = end
 
     def __getitem__(self, client: ClientId) -> int:
@@ -122,10 +122,13 @@ class Ids(Mapping[ClientId, int]):
             place = int(self._hashes.searchsorted(hashed := _hash(name)))
             while place < len(self) and self._hashes[place] == hashed:  # nearly always one
                 number = int(self._order[place])
-                if self._text[self._ends[number - 1] if number else 0 : self._ends[number]] == name:
+                if self._text[self._ends[number - 1] if number else 0 : self._ends[number]].tobytes() == name:
                     return number
                 place += 1
         raise KeyError(client)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ids, tuple(torch.from_numpy(one) for one in (self._text, self._ends, self._hashes, self._order))
 
 
 def flat(names: Iterable[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

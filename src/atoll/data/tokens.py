@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.data.fetch import cache_folder
-from atoll.data.mapped import mapped
+from atoll.data.mapped import dataset_in, opened
 from atoll.data.packed import pack
 from atoll.data.text import Texts
 from atoll.errors import DataError
@@ -53,11 +53,12 @@ def kept(dataset: Dataset, tokenizer: Path, how: object, make: Callable[[], Data
                 made = make()
                 added = {key: value for key, value in made.about.items() if key not in dataset.about}
                 try:
-                    found = mapped(str(pack(made._replace(about=added), file)))
+                    found = _found(pack(made._replace(about=added), file))
                 except DataError as error:
                     return _unkept(made, error)
         finally:
             lock.release()
+        assert found is not None  # it was written a moment ago
     return Dataset(dataset.name, found.clients, found.test, {**dataset.about, **found.about})
 
 
@@ -70,7 +71,7 @@ def _found(file: Path) -> Dataset | None:
     if not file.is_file():
         return None
     try:
-        return mapped(str(file))
+        return dataset_in(opened(file), by_path=False)  # other machines of a cluster have another cache
     except DataError:
         return None  # damaged: it is made anew
 
