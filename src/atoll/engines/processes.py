@@ -186,7 +186,8 @@ class Processes:
                 self._board.unpost(placed)
         for doing in suspects:
             place = _place(doing.assignment)
-            self._deaths[place] += len(suspects) == 1  # of several it is not known which; alone it will be
+            # Of several it is not known which: each is asked again alone, and then it is.
+            self._deaths[place] += len(suspects) == 1 and not worker.interrupted
             if doing.wanted and self._deaths[place] < TRIES:
                 again += self._chunks([doing.assignment], 1)
             elif doing.wanted:
@@ -299,8 +300,8 @@ class Processes:
             worker.free(slots, self._costs.bytes(work))
 
     def started(self, assignment: Assignment) -> bool:
-        place = _place(assignment)
-        return any(_place(doing.assignment) == place for worker in self._workers for doing in worker.at_work())
+        place = _place(assignment)  # the first of a chunk: were it all of them, one that hangs would cost all their leases
+        return any(worker.doing and _place(worker.doing[0].assignment) == place for worker in self._workers)
 
     def now(self) -> float:
         return time.monotonic()

@@ -82,7 +82,7 @@ class Worker:
         self._portions, self._inbox = 0, bytearray()
         self.doing: deque[Doing] = deque()  # in order: a chunk that is being worked on, and those that wait behind it
         self._freed: list[int] = []
-        self._interrupted = False
+        self.interrupted = False  # killed by us
         ours = [self.pipe, *(w.pipe for w in siblings)]
         self.process = context.Process(target=_serve, args=(child, ours, seat, self.arena), daemon=True)
         self.process.start()
@@ -167,25 +167,18 @@ class Worker:
 
     def interrupt(self, round: int, client: ClientId, work: str) -> None:
         """Kill the process if it still works on what nobody waits for any more, such as a hung client's script."""
-        for doing in self.at_work():
-            if (doing.assignment.round, doing.assignment.client, doing.assignment.work) == (round, client, work):
-                doing.wanted, self._interrupted = False, True
-                self.process.kill()
-
-    def at_work(self) -> Iterator[Doing]:
-        """What it is computing, as far as it has said: the unanswered rest of its first chunk."""
-        for doing in self.doing:
-            if doing.chunk is not self.doing[0].chunk:
-                return
-            yield doing
+        at = self.doing[0].assignment if self.doing else None
+        if at is not None and (at.round, at.client, at.work) == (round, client, work):
+            self.doing[0].wanted, self.interrupted = False, True
+            self.process.kill()
 
     def abandon(self) -> tuple[list[Doing], list[Doing]]:
-        """The process is dead: which assignments one of which may have killed it, and which only waited."""
+        """The process is dead: what it was computing, the unanswered rest of a chunk, and what only waited behind that."""
         self.process.join()
-        suspects = [] if self._interrupted else list(self.at_work())
-        rest = list(self.doing)[len(suspects) :]
+        doing = list(self.doing)
+        waiting = [d for d in doing if d.chunk is not doing[0].chunk]
         self.doing.clear()
-        return suspects, rest
+        return doing[: len(doing) - len(waiting)], waiting
 
     def dismiss(self) -> None:
         """Ask it to end when it has done what it is doing."""
