@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 from atoll.data.characters import Characters
 from atoll.data.text import Texts, tokenise, tokenise_classes
@@ -156,10 +155,8 @@ def test_a_jobs_second_run_loads_no_tokenizer(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("atoll.tasks.pretrained.tokenizer", refuse)
     second = data_of(job)
     same(first, second)
-    assert (second.about["block_tokens"], torch.equal(*(d.test.take(torch.arange(1))["labels"] for d in (first, second)))) == (
-        4,
-        True,
-    )
+    assert len(second.clients[ClientId("A")]["train"]) > 0
+    assert second.about["block_tokens"] == 4
     unkept = job.model_copy(update={"tokens": job.tokens.model_copy(update={"keep": False})})
     with pytest.raises(AssertionError, match="loaded again"):
         data_of(unkept)

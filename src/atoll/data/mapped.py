@@ -39,14 +39,15 @@ def mapped(path: str) -> Dataset:
     >>> data.clients["a"]["train"].column("y").tolist(), data.test.column("y").tolist()
     ([0, 1, 2], [7])
     """
-    return dataset_in(opened(path))
+    found = dataset_in(opened(path))
+    return found._replace(about={"source": str(path), **found.about})
 
 
 def dataset_in(file: File, by_path: bool = True) -> Dataset:
     """The data set in an open file. Without `by_path` a pickle of it carries what the file holds, for who can't see the file."""
     clients, last = clients_of(file, by_path), int(file.tensors["clients.bounds"][-1])
     test = clients.whole.span(last, file.rows) if file.told["held_out"] else None
-    return Dataset(file.told["name"], clients, test, {"source": file.path, **file.told["about"]})
+    return Dataset(file.told["name"], clients, test, file.told["about"])
 
 
 def opened(path: str | Path) -> File:
