@@ -61,7 +61,8 @@ def processes(
     crew = workers or len(cores) or os.cpu_count() or 1
     if not pin or threads > 1 or crew > len(cores):
         cores = [None] * crew
-    return Processes(locals_, clients, memories or Kept(), threads, compute_by(compute), cores[:crew])
+    turn = os.getpid() % len(cores)  # so that two runs of fewer workers than cores do not all meet on the first ones
+    return Processes(locals_, clients, memories or Kept(), threads, compute_by(compute), [*cores[turn:], *cores[:turn]][:crew])
 
 
 class Processes:
