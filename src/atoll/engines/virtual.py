@@ -37,6 +37,7 @@ class Errand:
     work: str
     assignment: Assignment = field(compare=False)
     compute_s: float = field(compare=False)
+    device: Device | None = field(compare=False)  # None: the server's own, held-out examples
     answer: Answer | None = field(default=None, compare=False)
     lands: bool = field(default=False, compare=False)  # `due_s` is exact and `answer` there
     asked: bool = field(default=False, compare=False)  # the inner engine has it
@@ -150,17 +151,17 @@ class Virtual:
         """In line at the first moment at which it may land; at an exact one where no work need be done for that."""
         place = (assignment.round, assignment.client, assignment.work)
         if assignment.client.startswith(HELD_OUT):
-            return Errand(self._clock_s, *place, assignment, 0.0)
+            return Errand(self._clock_s, *place, assignment, 0.0, None)
         local, device = self._locals[assignment.work], self._fleet.device(assignment.client)
         examples = examples_of(self._clients, local, assignment.client)
         compute_s = device.example_s * (0 if examples is None else examples_read(len(examples), local.batching))
-        errand = Errand(0.0, *place, assignment, compute_s)
-        self._settle(errand, device, 0)
+        errand = Errand(0.0, *place, assignment, compute_s, device)
+        self._settle(errand, 0)
         return errand
 
-    def _settle(self, errand: Errand, device: Device, bytes_up: int) -> None:
+    def _settle(self, errand: Errand, bytes_up: int) -> None:
         """When it lands with so many bytes up, or how it is lost before that."""
-        sent_s, busy_s = errand.assignment.sent_s, _busy_s(errand, device, bytes_up)
+        sent_s, busy_s = errand.assignment.sent_s, _busy_s(errand, bytes_up)
         due_s, lost = self._ends(errand.client, sent_s, busy_s)
         if due_s > sent_s + self._lease_s:
             due_s, lost = sent_s + self._lease_s, ("expired", f"no answer in {self._lease_s:g} s of virtual time")
@@ -221,7 +222,7 @@ class Virtual:
     def _land(self, errand: Errand) -> None:
         """The answer as the server will hear it: with what it cost, or as the failure that the fleet makes of it."""
         errand.lands = True
-        if errand.client.startswith(HELD_OUT):
+        if errand.device is None:
             errand.due_s = max(errand.due_s, self._clock_s)
             if isinstance(errand.answer, Update):
                 errand.answer = errand.answer._replace(metrics={**errand.answer.metrics, "seconds": 0.0})
@@ -229,10 +230,10 @@ class Virtual:
         if not isinstance(errand.answer, Update):
             errand.cost = self._wasted(errand, errand.due_s)
             return
-        device, bytes_up = self._fleet.device(errand.client), tree.size_bytes(errand.answer.tree)
-        self._settle(errand, device, bytes_up)
+        bytes_up = tree.size_bytes(errand.answer.tree)
+        self._settle(errand, bytes_up)
         if isinstance(errand.answer, Update):  # and not lost on its way up
-            busy_s, trip_s = _busy_s(errand, device, bytes_up), errand.due_s - errand.assignment.sent_s
+            busy_s, trip_s = _busy_s(errand, bytes_up), errand.due_s - errand.assignment.sent_s
             transfer_s, wait_s = busy_s - errand.compute_s, max(trip_s - busy_s, 0.0)
             bytes_down = tree.size_bytes(errand.assignment.tree)
             cost = errand.cost = spent(self._fleet.energy, errand.compute_s, transfer_s, wait_s, bytes_down, bytes_up)
@@ -242,9 +243,9 @@ class Virtual:
 
     def _wasted(self, errand: Errand, until_s: float) -> Spent:
         """What a device had spent by a moment at which its work was given up: it receives, computes, then sends."""
-        if errand.client.startswith(HELD_OUT):
+        device, size = errand.device, tree.size_bytes(errand.assignment.tree)
+        if device is None:
             return Spent()
-        device, size = self._fleet.device(errand.client), tree.size_bytes(errand.assignment.tree)
         passed_s = max(until_s - errand.assignment.sent_s, 0.0)
         down_s = min(passed_s, size / device.down)
         compute_s = min(passed_s - down_s, errand.compute_s)
@@ -285,8 +286,9 @@ def examples_read(count: int, batching: Batching) -> int:
     return passes * count + min(rest * size, count)
 
 
-def _busy_s(errand: Errand, device: Device, bytes_up: int) -> float:
-    return tree.size_bytes(errand.assignment.tree) / device.down + errand.compute_s + bytes_up / device.up
+def _busy_s(errand: Errand, bytes_up: int) -> float:
+    assert errand.device is not None
+    return tree.size_bytes(errand.assignment.tree) / errand.device.down + errand.compute_s + bytes_up / errand.device.up
 
 
 def _tick(at_s: float) -> float:
