@@ -48,7 +48,7 @@ class Actor:
         threading.Event().wait()
 
     def work(self, asks: Sequence[Ask], *trees: Packed) -> tuple[list[Reply] | Exception, int]:
-        """Replies in the order of the asks, which are of one work; and how many of it go well at once."""
+        """Replies in the order of the asks, which are of one work; and how many of it are computed as one."""
         torch.set_num_threads(self._threads)
         read = [unpack(each) for each in trees]
         try:
@@ -66,13 +66,17 @@ class Actor:
             trips[i] = Trip(assignment._replace(tree=trees[which]), local, examples, unpack(memory) if memory else {})
             if len(trips) == 1:
                 at_once = self._compute.ready(trips[i])
-        for (i, trip), (answer, new) in zip(trips.items(), self._compute.run(list(trips.values())), strict=True):
+        for (i, trip), (answer, new) in zip(trips.items(), self._run(list(trips.values()), at_once), strict=True):
             if isinstance(answer, Failure):
                 found[i] = Reply(answer, None, None)
             else:
                 remembers = pack(new) if new or trip.memory else None
                 found[i] = Reply(answer._replace(tree={}), pack(answer.tree), remembers)
         return [found[i] for i in range(len(asks))], at_once
+
+    def _run(self, trips: Sequence[Trip], at_once: int) -> Iterator[tuple[Answer, Tree]]:
+        for start in range(0, len(trips), at_once):
+            yield from self._compute.run(trips[start : start + at_once])
 
 
 class Call(NamedTuple):

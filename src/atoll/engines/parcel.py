@@ -123,7 +123,7 @@ class _Memory:
         self._storage, self._shared = storage, shared
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        data = torch.empty(0, dtype=torch.uint8).set_(self._storage).numpy()  # type: ignore[call-overload]
+        data: Any = torch.empty(0, dtype=torch.uint8).set_(self._storage).numpy()
         if data.nbytes < _SMALL_BYTES:
             return _storage, (data.tobytes(), False)
         return _storage, (pickle.PickleBuffer(data), self._shared)
@@ -137,7 +137,7 @@ def _storage(data: Any, shared: bool) -> torch.UntypedStorage:
 def _tensor(
     storage: torch.UntypedStorage, dtype: torch.dtype, at: int, shape: torch.Size, stride: tuple[int, ...], grad: bool
 ) -> Tensor:
-    found: Tensor = torch.empty(0, dtype=dtype).set_(storage, at, shape, stride)  # type: ignore[call-overload]
+    found: Tensor = torch.empty(0, dtype=dtype).set_(storage, at, shape, stride)
     return found.requires_grad_(grad)
 
 

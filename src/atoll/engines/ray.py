@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
@@ -16,13 +17,17 @@ import torch
 from atoll.compute.choice import Way, compute_by
 from atoll.engines import cluster
 from atoll.engines.actor import Call, Handle, opened, versions
+from atoll.engines.cost import Costs, size
+from atoll.engines.order import portion
 from atoll.engines.parcel import pack, wrap
 from atoll.engines.serial import Clients, examples_of, no_data
 from atoll.errors import ConfigError, RoundError
 from atoll.store.memories import Kept
 from atoll.types import Answer, Assignment, ClientId, Engine, Failure, Local, Memories, Tree, Update
 
+PORTION_S = 0.05  # of work in one call: several small clients share the cost of sending it
 AHEAD = 2  # calls a worker has at once: the one it works on and the next
+MOST = 64  # assignments in one call
 TRIES = 2  # workers that one assignment may cost
 Place = tuple[int, ClientId, str]
 
@@ -79,7 +84,7 @@ class Ray:
         patience_s: float,
     ) -> None:
         self._locals, self._clients, self._memories = locals_, clients, memories
-        self._address, self._size, self._resources, self._patience_s = address, workers, resources, patience_s
+        self._address, self._wanted, self._resources, self._patience_s = address, workers, resources, patience_s
         self._make = (resources, threads, compute)
         self._joined: bool | None = None  # None: not connected; True: to be disconnected
         self._parcel: Any = None
@@ -88,7 +93,7 @@ class Ray:
         self._posted: dict[int, tuple[Tree, Any]] = {}  # by id of the tree: itself, and its reference
         self._deaths: Counter[Place] = Counter()
         self._alone: set[Place] = set()  # was at work with others when a worker died: next time by itself
-        self._at_once: Counter[str] = Counter()
+        self._at_once, self._costs = Counter[str](), Costs()  # trips that a worker computes as one, by work
         self._unplaced_s: float | None = None  # since when nobody is at work
         self._stillborn = 0  # workers in a row that died before they could work
 
@@ -124,7 +129,7 @@ class Ray:
 
     def _open(self) -> None:
         self._joined = cluster.join(self._address)
-        self._size = self._size or max(cluster.capacity(self._resources), 1)
+        self._wanted = self._wanted or max(cluster.capacity(self._resources), 1)
         self._parcel = self._put(wrap((dict(self._locals), self._clients)))
 
     def _put(self, thing: Any) -> Any:
@@ -141,23 +146,26 @@ class Ray:
             return
         if self._joined is None:
             self._open()
-        assert self._size is not None
-        while len(self._workers) < self._size:
+        assert self._wanted is not None
+        while len(self._workers) < self._wanted:
             self._workers.append(Handle(*self._make, self._parcel))
         ready = [w for w in self._workers if w.ready]
         for depth in range(AHEAD):  # everybody has one before anybody has two
             for worker in ready:
                 if self._queue and len(worker.calls) == depth:
-                    self._send(worker, self._next(-(-len(self._queue) // len(ready))))
+                    self._send(worker, self._next(len(ready)))
 
-    def _next(self, share: int) -> list[Assignment]:
-        """The assignment whose turn it is, and those behind it that go in one."""
-        chosen = [self._queue.popleft()]
-        work, single = chosen[0].work, _place(chosen[0]) in self._alone
-        at_once = 1 if single else min(self._at_once[work], share)
-        while self._queue and len(chosen) < at_once and self._queue[0].work == work and _place(self._queue[0]) not in self._alone:
-            chosen.append(self._queue.popleft())
-        return chosen
+    def _next(self, crew: int) -> list[Assignment]:
+        """The assignment whose turn it is, and those behind it, of its work, that go in one call."""
+        first = self._queue[0]
+        alike = takewhile(lambda a: a.work == first.work and _place(a) not in self._alone, islice(self._queue, MOST))
+        costs = [self._costs.seconds(a.work, a.client, self._size(a)) or PORTION_S for a in alike]
+        count = max(portion(costs, len(self._queue), crew, PORTION_S), min(self._at_once[first.work], len(self._queue) // crew))
+        return [self._queue.popleft() for _ in range(max(min(count, len(costs)), 1))]
+
+    def _size(self, assignment: Assignment) -> float:
+        local = self._locals[assignment.work]
+        return size(local, self._clients[assignment.client][local.batching.split])
 
     def _send(self, worker: Handle, chosen: list[Assignment]) -> None:
         refs, which = dict[int, Any](), list[int]()
@@ -227,11 +235,16 @@ class Ray:
     def _take(self, call: Call, replies: Any) -> None:
         if isinstance(replies, Exception):
             raise replies if isinstance(replies, ConfigError) else RoundError(f"a worker failed: {replies}")
-        for reply in (reply for i, reply in enumerate(replies) if i not in call.unwanted):
+        for i, (assignment, reply) in enumerate(zip(call.asks, replies, strict=True)):
+            if i in call.unwanted:
+                continue
             answer, memory = opened(reply)
             if isinstance(answer, Update) and memory is not None:
                 self._memories.propose(answer.client, answer.round, answer.work, memory)
             self._ready.append(answer)
+            if isinstance(answer, Update) and "seconds" in answer.metrics:
+                alone = answer.client if self._at_once[answer.work] <= 1 else None
+                self._costs.learn(answer.work, alone, self._size(assignment), answer.metrics["seconds"])
 
     def _replace(self, worker: Handle, why: str) -> None:
         """A worker is lost: forget it, and ask again for what it was doing."""
@@ -239,7 +252,7 @@ class Ray:
         worker.end()  # it may only be out of reach
         if not worker.ready:
             self._stillborn += 1
-            if self._stillborn > 2 * (self._size or 1):
+            if self._stillborn > 2 * (self._wanted or 1):
                 raise RoundError(f"{self._stillborn} workers in a row died before they could work, the last so: {why}")
         for nth, call in reversed(list(enumerate(worker.calls))):
             for assignment in reversed(call.wanted()):
