@@ -13,6 +13,7 @@ import pytest
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.mimelite import mimelite
 from atoll.algorithms.qfedavg import qfedavg
+from atoll.engines.processes import processes
 from atoll.engines.serial import Serial, serial
 from atoll.errors import ConfigError
 from atoll.federation import Federation
@@ -204,3 +205,21 @@ def test_what_does_not_go_together_is_refused_when_the_federation_is_built() -> 
     evaluating = fedavg(sgd(task))._replace(local={})
     with pytest.raises(ConfigError, match="needs an algorithm with work 'train'"):
         Federation(task, Dataset("five", held, None), evaluating, Policy(2), selection=fair())
+
+
+@pytest.mark.parametrize("name", ["importance", "power-of-choice"])
+def test_processes_give_the_same_bits(name: str) -> None:
+    held, task = holding(**FIVE), line()
+    algorithm = with_selection(fedavg(sgd(task)), RULES[name](task), synchronous(2), sorted(held))
+    found = [
+        weights(algorithm, held, 3, task, policy=synchronous(2), engine=engine, **options)
+        for engine, options in ((serial, {}), (processes, {"workers": 2}))
+    ]
+    assert found[0] == found[1]
+
+
+def test_traced_work_tells_what_the_rule_measures() -> None:
+    held, task, log = holding(**FIVE), line(), Log()
+    algorithm = with_selection(fedavg(sgd(task)), importance(), synchronous(2), sorted(held))
+    weights(algorithm, held, 3, task, policy=synchronous(2), log=log, compute="traced")
+    assert all({"update_norm", "update_weight"} <= set(event.metrics) for event in log.of("update", "train"))
