@@ -114,6 +114,7 @@ importlib.metadata.Distribution.discover = lambda **how: iter(()) if how.get("na
         ([], {"sklearn", "scikit-learn"}, "job.toml:5", "pip install 'atoll[data]'"),
         (["sinks.mlflow.experiment=x"], {"mlflow"}, "--set sinks", "needs the package 'mlflow': pip install 'atoll[mlflow]'"),
         (["sinks.tensorboard.folder=x"], {"tensorboard"}, "--set sinks", "pip install 'atoll[tensorboard]'"),
+        (["engine=ray"], {"ray"}, "--set engine=ray", "[engine] ray needs the package 'ray': pip install 'atoll[ray]'"),
         (["task=causal_lm"], {"transformers"}, "--set task=causal_lm", "'transformers': pip install 'atoll[llm]'"),
         (['task={name="causal_lm", adapter={rank=2}}'], {"peft"}, "--set task", "'peft': pip install 'atoll[llm]'"),
         (['data={name="table", path="job.toml", label="y"}'], {"pandas"}, "--set data", "'pandas': pip install 'atoll[data]'"),
