@@ -122,7 +122,9 @@ def agree(found: Sequence[tuple[Update, Tree]], wanted: Sequence[tuple[Update, T
 @pytest.mark.parametrize("name", FOLDS)
 @pytest.mark.parametrize("make", [dense, normed])
 @pytest.mark.parametrize("way", [traced, lambda: stacked(4)])
-def test_a_way_agrees_with_the_eager_fold(name: str, make: Callable[[], Task], way: Callable[[], Compute]) -> None:
+def test_a_way_agrees_with_the_eager_fold(
+    name: str, make: Callable[[], Task], way: Callable[[], Compute], caplog: pytest.LogCaptureFixture
+) -> None:
     task = make()
     fold, start = FOLDS[name]
     sizes = (12, 8, 4, 12, 16) if make is normed else SIZES  # batch norm refuses a batch of one
@@ -130,6 +132,7 @@ def test_a_way_agrees_with_the_eager_fold(name: str, make: Callable[[], Task], w
     # Two examples through batch norm are +1 and -1 whatever they were: what is left of a gradient is rounding.
     tolerance = 1e-3 if make is normed and name == "accumulate" else 2e-5
     agree(through(way(), asked, times=3), through(eager(), asked), tolerance)
+    assert not caplog.records, "it was computed eagerly"
 
 
 @pytest.mark.parametrize("way", [traced, lambda: stacked(4)])

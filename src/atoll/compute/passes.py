@@ -48,6 +48,7 @@ def apart(graph: fx.Graph) -> None:
             for i in range(len(node.args[0])):
                 row = tuple(a[i] if isinstance(a, list | tuple) else a for a in node.args)
                 kwargs = {key: a[i] if isinstance(a, list | tuple) else a for key, a in node.kwargs.items()}
+                row, kwargs = _spelled(single, row, kwargs)
                 one = graph.call_function(single, row, kwargs)
                 one.meta.update(row[0].meta)
                 one.meta["writes"] = frozenset({one.meta["storage"]}) if name.endswith("_") else frozenset()
@@ -59,6 +60,13 @@ def apart(graph: fx.Graph) -> None:
         for user in items.values():
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def _spelled(single: Any, row: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments that the operation on one tensor wants by name, by name."""
+    named = [a.name for a in single._schema.arguments[: len(row)] if a.kwarg_only]
+    places = len(row) - len(named)
+    return row[:places], {**dict(zip(named, row[places:], strict=True)), **kwargs}
 
 
 def _single(name: str, overload: str) -> Any:

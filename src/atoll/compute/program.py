@@ -123,11 +123,11 @@ class Programs:
         _copy(state, before)
         torch.default_generator.set_state(draws)
 
-    def say(self, local: Local[Any], why: str) -> None:
+    def say(self, local: Local[Any], why: str, instead: str = "a local step is computed eagerly") -> None:
         """Once a fold and reason."""
         if (id(local.step), why) not in self._said:
             self._said.add((id(local.step), why))
-            log.warning("a local step is computed eagerly, since it can't be captured: %s", why)
+            log.warning("%s: %s", instead, why)
 
 
 def signature(tensors: Any) -> tuple[Any, ...]:

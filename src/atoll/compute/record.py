@@ -7,11 +7,12 @@ a symbolic-algebra package, 1.6 s before the first round.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atoll.errors import AtollError
@@ -38,7 +39,7 @@ def record(run: Callable[[], object], inputs: Sequence[Tensor]) -> Recorded:
     """Do `run` and record what it did to `inputs`, which it reads and changes in place.
 
     Raises:
-        UntraceableError: its operations depend on the values of its data.
+        UntraceableError: its Python reads values that its inputs decide.
 
     >>> x, one = torch.zeros(2), torch.ones(2)
     >>> seen = record(lambda: x.add_(one), [x])
@@ -51,8 +52,8 @@ def record(run: Callable[[], object], inputs: Sequence[Tensor]) -> Recorded:
     return Recorded(recorder.graph, len(inputs), recorder.constants, recorder.random)
 
 
-def replayed(graph: fx.Graph) -> Callable[..., tuple[()]]:
-    """A recorded graph as a function of its placeholders' values, operation by operation.
+def replayed(graph: fx.Graph, instead: Mapping[Any, Callable[..., Any]] = {}) -> Callable[..., tuple[()]]:
+    """A recorded graph as a function of its placeholders' values, operation by operation; some are done by others `instead`.
 
     >>> x, one = torch.zeros(2), torch.ones(2)
     >>> _ = replayed(record(lambda: x.add_(one), [x]).graph)(x, one)
@@ -68,7 +69,7 @@ def replayed(graph: fx.Graph) -> Callable[..., tuple[()]]:
                 known[node] = next(given)
             elif node.op == "call_function":
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = node.target(*args, **kwargs)
+                known[node] = instead.get(node.target, node.target)(*args, **kwargs)
         return ()
 
     return run
@@ -85,6 +86,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, int] = {}
         for i, x in enumerate(inputs):
             self._told(self.graph.placeholder(f"x{i}"), x)
+        self._varying = set(self._storages.values())  # what differs from step to step: it reached them from an input
         self._body = self.graph.call_function(torch.empty)  # where the body begins; erased at the end
 
     @classmethod
@@ -97,13 +99,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        given: Any = fx.node.map_aggregate((args, kwargs or {}), self._known)
+        varies = any(self._storage(x) in self._varying for x in _tensors((args, kwargs)))
+        if varies and {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
             raise UntraceableError(f"it reads the values of a tensor ({func.name().removeprefix('aten::')})")
-        self.random |= torch.Tag.nondeterministic_seeded in func.tags
-        given = fx.node.map_aggregate((args, kwargs or {}), self._known)
+        if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs or {}):
+            self.random = varies = True
         writes = [self._storage(x) for x in _written(func, args, kwargs or {})]
         out = func(*args, **(kwargs or {}))
-        node = self.graph.call_function(func, given[0], given[1])
+        if varies:
+            self._varying.update(writes, (self._storage(x) for x in _tensors(out)))
+        node = self.graph.call_function(func, *given)
         node.meta["writes"] = frozenset(writes)
         if isinstance(out, Tensor):
             self._told(node, out)
@@ -138,6 +144,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def item(values: Sequence[Any], i: int) -> Any:
     """One of the results of an operation that has several."""
     return values[i]
+
+
+def _without_dropout(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Attention counts as random for a dropout that is mostly 0."""
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            default = kwargs.get("dropout_p", argument.default_value)
+            return bool((args[i] if i < len(args) else default) == 0)
+    return False
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in _pytree.tree_leaves(values) if isinstance(x, Tensor)]
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atoll.compute.batching import batched
 from atoll.compute.program import Program, signature
-from atoll.compute.record import UntraceableError, record, replayed
+from atoll.compute.record import UntraceableError, record
 from atoll.compute.stack import Row, Stack, answer_of, row_of
 from atoll.compute.traced import Traced
 from atoll.types import Answer, Batch, Compute, Local, Tree, Trip
 
 TRIAL_S = 1.0  # a chunk whose step takes longer is compute-bound: larger ones are not tried
+APART = "clients are computed one after another"
 
 
 def stacked(chunk: int | None = None) -> Compute:
@@ -88,16 +90,15 @@ class Stacked:
         if recorded is None:
             return None
         if recorded.random:
-            programs.say(local, "it draws random numbers, which clients in one program would share")
+            programs.say(local, "it draws random numbers, which clients in one program would share", APART)
             return None
         scratch = [x.clone() for x in stack]
-        over = (*(0 for _ in scratch), *(0 for _ in batch), *(None for _ in recorded.constants))
-        body = torch.func.vmap(replayed(recorded.graph), in_dims=over)
+        body = batched(recorded.graph, len(recorded.constants))
         try:
             with torch.no_grad():
                 together = record(lambda: body(*scratch, *batch, *recorded.constants), [*scratch, *batch])
         except (UntraceableError, RuntimeError) as error:
-            programs.say(local, f"its graph does not batch over clients ({str(error).partition(chr(10))[0]})")
+            programs.say(local, f"its graph does not batch over clients ({str(error).partition(chr(10))[0]})", APART)
             return None
         return Program(together, len(scratch))
 
