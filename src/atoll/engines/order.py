@@ -51,8 +51,8 @@ def arrange(costs: Sequence[float], workers: int, size_bytes: int = 0) -> list[i
     [0, 1, 2, 3]
     >>> arrange([1.0, 1.0, 1.0, 3.0], workers=2)
     [3, 0, 1, 2]
-    >>> arrange([1.0, 1.0, 1.0, 3.0], workers=2, size_bytes=1 << 30)
-    [0, 1, 2, 3]
+    >>> arrange([1.0, 2.0, 3.0, 3.0, 3.0], workers=2), arrange([1.0, 2.0, 3.0, 3.0, 3.0], workers=2, size_bytes=1 << 30)
+    ([2, 3, 4, 1, 0], [0, 1, 2, 3, 4])
     """
     given = list(range(len(costs)))
     if workers < 2 or len(costs) <= workers:  # nobody waits for a turn
