@@ -28,13 +28,13 @@ from watch import watch  # noqa: E402
 from workload import WORKLOADS  # noqa: E402
 
 ROUNDS = {"w1-mlp": 20, "w2-mlp": 10, "w1-cnn": 4, "tiny": 2}
+DEFAULT = ("w1-mlp", "w2-mlp", "w1-cnn")
 COMPUTE = ("eager", "traced", "stacked")
 SETTINGS = {
     # One BLAS thread a process for all; Ray, Flower and NVFlare keep what they write in the run's own folder and call nobody.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "PYTHONPATH": str(HERE),
-    "PYTHONDONTWRITEBYTECODE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -79,34 +79,37 @@ def main() -> None:
         raise SystemExit(
             f"--only {','.join(options.only)}: no system's name begins so; there are {', '.join(s.name for s in PEERS)}"
         )
-    cache = environments.cache()
-    pythons, runs = dict[str, Path](), list[Run]()
+    cache, runs = environments.cache(), list[Run]()
+    try:
+        pythons = install(systems, options.workloads, cache, runs)
+        for workload in options.workloads:
+            data = options.data or images(WORKLOADS[workload].clients, cache / "data")
+            rounds = 2 if options.quick else options.rounds or ROUNDS[workload]
+            for repeat in range(options.repeats):
+                for system in (s for s in systems if s.environment in pythons):  # in turn: a slow spell hits all
+                    _say(f"{workload}, run {repeat + 1} of {options.repeats}: {system.name}")
+                    runs.append(measure(system, workload, rounds, data, pythons[system.environment], options.timeout_s))
+                    _say(f"  {_short(runs[-1])}")
+    finally:  # who stops an hour's run keeps what it has measured
+        whole = set(options.workloads) == set(DEFAULT)
+        report(runs, options.repeats, "peers" if whole else "-".join(["peers", *options.workloads]))
+
+
+def install(systems: Sequence[System], workloads: Sequence[str], cache: Path, runs: list[Run]) -> dict[str, Path]:
+    """The interpreter of each environment ("": this one); who has none is noted in `runs` for every workload."""
+    pythons = {"": Path(sys.executable)}
     for peer in dict.fromkeys(s.environment for s in systems if s.environment):
         made = environments.environment(peer, cache)
         if made.python:
             pythons[peer] = made.python
-        else:
-            _say(f"{peer} CANNOT BE INSTALLED and is left out: {made.problem}")
-            runs += [
-                Run(w, s.name, problem=f"not installed: {made.problem}")
-                for w in options.workloads
-                for s in systems
-                if s.environment == peer
-            ]
-    systems = [s for s in systems if not s.environment or s.environment in pythons]
-    for workload in options.workloads:
-        data = options.data or images(WORKLOADS[workload].clients, cache / "data")
-        rounds = 2 if options.quick else options.rounds or ROUNDS[workload]
-        for repeat in range(options.repeats):
-            for system in systems:  # in turn, so that a slow spell of the machine hits all
-                _say(f"{workload}, run {repeat + 1} of {options.repeats}: {system.name}")
-                run = measure(system, workload, rounds, data, pythons.get(system.environment), options.timeout_s)
-                _say(f"  {_short(run)}")
-                runs.append(run)
-    report(runs, options.repeats)
+            continue
+        _say(f"{peer} CANNOT BE INSTALLED and is left out: {made.problem}")
+        lost = [s.name for s in systems if s.environment == peer]
+        runs += [Run(workload, name, problem=f"not installed: {made.problem}") for workload in workloads for name in lost]
+    return pythons
 
 
-def measure(system: System, workload: str, rounds: int, data: Path, python: Path | None, timeout_s: float) -> Run:
+def measure(system: System, workload: str, rounds: int, data: Path, python: Path, timeout_s: float) -> Run:
     """One run of a system, in a folder that is gone afterwards."""
     if workload in system.not_on:
         return Run(workload, system.name, problem=f"left out: {system.why}")
@@ -116,7 +119,7 @@ def measure(system: System, workload: str, rounds: int, data: Path, python: Path
         out = folder / "said.json"
         own = {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), "FLWR_HOME": str(folder / "flwr")}
         given = {"workload": workload, "rounds": rounds, "data": data, "out": out, "variant": system.variant}
-        command = [str(python or sys.executable), str(HERE / system.script)]
+        command = [str(python), str(HERE / system.script)]
         command += [f"--{name}={value}" for name, value in given.items()] + [f"--began={time.monotonic()}"]
         ended = watch(command, {**os.environ, **SETTINGS, **own}, folder, timeout_s)
         if ended.code is None:
@@ -131,7 +134,7 @@ def measure(system: System, workload: str, rounds: int, data: Path, python: Path
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(runs: Sequence[Run], repeats: int) -> None:
+def report(runs: Sequence[Run], repeats: int, name: str) -> None:
     """The table, the verdicts, the reasons of what is missing; all of it to benchmarks/out."""
     rows = medians(runs)
     shown, judged = cells(rows), verdicts(rows)
@@ -142,9 +145,9 @@ def report(runs: Sequence[Run], repeats: int) -> None:
     note = (
         f"medians of up to {repeats} runs, each the median of its rounds after the first; memory: peak of the family's summed Pss"
     )
-    write("peers", shown, note)
-    write("peers_verdicts", judged, note)
-    print(f"\nwritten to {write('peers_runs', [run._asdict() for run in runs], note).parent}")
+    write(name, shown, note)
+    write(f"{name}-verdicts", judged, note)
+    print(f"\nwritten to {write(f'{name}-runs', [run._asdict() for run in runs], note).parent}")
 
 
 def _short(run: Run) -> str:
@@ -160,7 +163,7 @@ def _listed(given: str) -> list[str]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", default=["w1-mlp", "w2-mlp", "w1-cnn"], help="w1-mlp,w2-mlp,w1-cnn", type=_listed)
+    parser.add_argument("--workloads", default=list(DEFAULT), help=",".join(DEFAULT), type=_listed)
     parser.add_argument("--only", default=[], help="systems whose names begin so, e.g. atoll,pfl", type=_listed)
     parser.add_argument("--ours", default=list(COMPUTE), help="Atoll's ways to compute: eager,traced,stacked", type=_listed)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system, in turn")

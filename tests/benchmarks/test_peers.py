@@ -156,6 +156,6 @@ def test_the_runner_names_who_cannot_run(
     run.main()
     shown = capsys.readouterr().out
     assert "flower on tiny: 1 of 1: not installed: no such version" in shown
-    rows = {row["system"]: row for row in json.loads((tmp_path / "out" / "peers.json").read_text())["rows"]}
+    rows = {row["system"]: row for row in json.loads((tmp_path / "out" / "peers-tiny.json").read_text())["rows"]}
     assert rows["atoll-serial-eager"]["runs"] == 1
     assert rows["flower"]["runs"] == 0
