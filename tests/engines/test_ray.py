@@ -131,7 +131,9 @@ def test_killed_workers_are_made_anew_and_a_client_that_costs_two_is_lost(cluste
     (failure,) = log.of("failure")
     assert failure.client == "c0"
     assert failure.text.startswith("lost: ")
-    assert [len(list(folder.iterdir())) for folder in folders] == [1, 2]
+    once, always = (len(list(folder.iterdir())) for folder in folders)
+    assert once == 1
+    assert always in (2, 3), "two by itself, and one before if it was first in a call with others"
     assert same_bits(dict(got), dict(want)), "one client's death is another's"
 
 
