@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
+import threading
 import venv
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,10 @@ def environment(peer: str, folder: Path) -> Environment:
     if stamp.is_file() and stamp.read_text() == fingerprint and python.exists():
         return Environment(python)
     _say(f"{peer}: making its environment in {place} (minutes, the first time)")
-    venv.create(place, clear=True, with_pip=True, symlinks=True)
+    try:
+        venv.create(place, clear=True, with_pip=True, symlinks=True)
+    except (OSError, subprocess.CalledProcessError) as error:  # no room, no ensurepip
+        return Environment(None, f"no environment could be made in {place}: {error}")
     pinned = place / "constraints.txt"
     pinned.write_text("\n".join(r for step in wanted for r in step if "==" in r and "[" not in r) + "\n")
     for step in wanted:
@@ -74,23 +77,27 @@ def _install(python: Path, peer: str, packages: Sequence[str], constraints: Path
         str(constraints),
         *packages,
     ]
-    began, lines = time.monotonic(), list[str]()
+    lines = list[str]()
     _say(f"{peer}: pip install {' '.join(packages)}")
-    log = constraints.with_name("pip.log")
     with (
-        log.open("a") as kept,
+        constraints.with_name("pip.log").open("a") as kept,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as pip,
     ):
+        ending = threading.Timer(INSTALL_TIMEOUT_S, pip.kill)
+        ending.start()
         assert pip.stdout is not None
         for line in pip.stdout:
             kept.write(line)
             lines = [*lines[-KEPT_LINES + 1 :], line.rstrip()]
             if line.lstrip().startswith(("Downloading", "Installing collected")) and ".metadata" not in line:
                 _say(f"{peer}:   {line.strip()[:110]}")
-            if time.monotonic() - began > INSTALL_TIMEOUT_S:
-                pip.kill()
-                return f"pip took more than {INSTALL_TIMEOUT_S:.0f} s; its last lines:\n" + "\n".join(lines)
-    return "" if pip.returncode == 0 else f"pip ended with {pip.returncode}:\n" + "\n".join(lines)
+        pip.wait()
+        ending.cancel()
+    if pip.returncode == 0:
+        return ""
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
+    why = f"not done within {INSTALL_TIMEOUT_S:.0f} s" if pip.returncode < 0 else "".join(errors[:1])
+    return f"pip ended with {pip.returncode}: {why}\n" + "\n".join(lines)
 
 
 def _say(text: str) -> None:

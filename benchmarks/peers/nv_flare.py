@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 from workload import Measured, job, read
 
-ASKED = (
-    "PEERS_NV_FLARE"  # this script is also what each site runs, with this in its environment: NVFlare splits arguments at blanks
-)
+# This script is also what each site runs, and this in its environment is what it was asked: NVFlare splits arguments at blanks.
+ASKED = "PEERS_NV_FLARE"
 POLL_S = 0.05
 
 

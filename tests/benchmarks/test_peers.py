@@ -142,6 +142,16 @@ def test_our_own_row(data: Path, tmp_path: Path, variant: str) -> None:
     assert said["accuracy"] > 0.5  # of ten classes
 
 
+def test_who_ends_without_a_word_has_failed(load: Any, data: Path) -> None:
+    run = load("run")
+    silent = run.System("silent", "workload.py", "")  # imports, defines, ends with 0
+    ended = run.measure(silent, "tiny", 1, data, Path(sys.executable), 60.0)
+    assert ended.problem.startswith("said nothing")
+    broken = run.measure(run.System("broken", "nowhere.py", ""), "tiny", 1, data, Path(sys.executable), 60.0)
+    assert broken.problem.startswith("ended with 2: ")
+    assert "nowhere.py" in broken.problem.splitlines()[0]  # what the table shows
+
+
 @pytest.mark.slow
 def test_the_runner_names_who_cannot_run(
     data: Path, tmp_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
