@@ -81,7 +81,7 @@ def once(policy: Policy, seed: int) -> Run:
     engine = Virtual(serial(algorithm.local, everybody), algorithm.local, everybody, fleet)
     after = RunState(0, algorithm.init(binding(task.module).state()))
     shell = Shell(engine, Ephemeral(), watch)
-    for after in run(after, algorithm, policy, list(data.clients), MOST_STEPS, seed, shell):  # noqa: B020
+    for after in run(after, algorithm, policy, list(data.clients), MOST_STEPS, seed, shell):  # noqa: B007, B020
         if watch.accuracy >= TARGET:
             break
     for round, work in {(a.round, a.work) for a in after.in_flight}:

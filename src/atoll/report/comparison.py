@@ -119,6 +119,12 @@ def _plots(facts: Sequence[Facts], names: Sequence[str]) -> Iterator[Plot]:
         times = [[(at.elapsed_s, at.value) for at in each.judged(name)[1]] for each in facts]
         unit, scale = _time_unit(max((x for points in times for x, _ in points), default=0.0))
         yield _plot("time", name, "time", unit, names, [[(x / scale, y) for x, y in points] for points in times], note)
+        if any(each.simulated_s for each in facts):
+            clocks = [[(each.simulated_s.get(at.round, 0.0), at.value) for at in each.judged(name)[1]] for each in facts]
+            shown = [points if each.simulated_s else [] for each, points in zip(facts, clocks, strict=True)]
+            unit, scale = _time_unit(max((x for points in shown for x, _ in points), default=0.0))
+            scaled = [[(x / scale, y) for x, y in points] for points in shown]
+            yield _plot("clock", name, "simulated time", unit, names, scaled, f"{note} On the clock of each run's fleet.")
         sent = [_against_bytes(each, name) for each in facts]
         most = max((x for points in sent for x, _ in points), default=0.0)
         if most:

@@ -18,14 +18,14 @@ def time(facts: Facts) -> Iterator[Plot]:
     spans = round_s(facts)
     if not spans:
         return
-    parts = _parts(spans, facts.compute_s)
+    parts = {"whole round": spans} if facts.simulated_s else _parts(spans, facts.compute_s)
     split = len(parts) > 1
     ends = sorted(spans)
     rows = [[str(r), duration(spans[r]), *(duration(p.get(r)) for p in _told(facts)), duration(facts.slowest_s.get(r))]
             for r in evenly(ends)]  # fmt: skip
     total = sum(spans.values())
     yield Plot(
-        "Time a round",
+        "Simulated time a round" if facts.simulated_s else "Time a round",
         draw("time", lambda canvas: _bars(canvas, parts, "seconds"), *THIRD),
         alt=f"{count(len(ends), 'round')} in {duration(total)}; the longest took {duration(max(spans.values()))}.",
         table=Table(

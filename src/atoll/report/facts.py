@@ -19,6 +19,7 @@ from atoll.types import HELD_OUT
 
 COSTS = frozenset(
     {"seconds", "bytes_down", "bytes_up", "examples", "steps", "age", "heard", "lost", "clients", "failures", "weight", "cohort"}
+    | {"clock_s", "transfer_s", "wait_s", "energy_j", "co2e_g"}  # of a run in virtual time (`engines.virtual`)
 )
 JUDGING = ("evaluate", "baseline", "global", "personal", "finetune")  # works that do not make the model of the federation
 AFTER = ("global", "finetune", "personal")  # once, after the last round: what fine-tuning at each client gives
@@ -50,6 +51,8 @@ class Facts:
     compute_s: Mapping[int, Mapping[str, float]]  # round -> "train" | "evaluate" -> client seconds, summed
     slowest_s: Mapping[int, float]  # round -> seconds of the client that trained longest
     ages: Mapping[int, int]  # staleness in rounds -> updates
+    energy_j: Mapping[int, float]  # round -> simulated joules of all clients that answered; empty in real time
+    co2e_g: Mapping[int, float]
 
     @property
     def rounds(self) -> int:
@@ -65,6 +68,12 @@ class Facts:
     def elapsed_s(self) -> float:
         """Seconds of running."""
         return max(self.ends_s.values(), default=0.0)
+
+    @property
+    def simulated_s(self) -> Mapping[int, float]:
+        """Round -> the virtual clock at its end; empty in real time."""
+        told = self.whole.get(("", "clock_s"), ()) if self.energy_j else ()
+        return {at.round: at.value for at in told}
 
     @property
     def metrics(self) -> list[str]:
@@ -133,6 +142,8 @@ def read(record: Record) -> Facts:
         compute_s=_compute(sums),
         slowest_s=slowest,
         ages=dict(sorted(ages.items())),
+        energy_j=_bytes("energy_j", whole, sums),
+        co2e_g=_bytes("co2e_g", whole, sums),
     )
 
 
@@ -151,7 +162,12 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def round_s(facts: Facts) -> dict[int, float]:
-    """Seconds of each round: told by the driver, else between the ends of two rounds. Round 0 holds the start."""
+    """Seconds of each round: virtual ones where there are, else told by the driver, else between the ends of two rounds.
+
+    In real time round 0 holds the start.
+    """
+    if clock_s := facts.simulated_s:
+        return {r: at_s - clock_s.get(r - 1, 0.0) for r, at_s in clock_s.items()}
     if told := facts.whole.get(("", "seconds")):
         return {at.round: at.value for at in told if math.isfinite(at.value)}
     spans, before = {}, 0.0

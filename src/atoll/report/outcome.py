@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from atoll.report.facts import Facts, higher_is_better
 from atoll.report.lines import label
-from atoll.report.units import count, duration, figure, size
+from atoll.report.units import count, duration, figure, grams, joules, size
 from atoll.store.record import Record
 
 STATUS = {  # what the chip says, and its tone
@@ -86,6 +86,10 @@ def tiles(record: Record, facts: Facts) -> list[Tile]:
     if facts.elapsed_s:
         a_round = f"{duration(facts.elapsed_s / facts.rounds)} a round" if facts.rounds else ""
         found.append(Tile("Time", duration(facts.elapsed_s), a_round))
+    if facts.simulated_s:
+        found.append(Tile("Simulated time", duration(max(facts.simulated_s.values())), "on the fleet's clock"))
+        energy_j, co2e_g = sum(facts.energy_j.values()), sum(facts.co2e_g.values())
+        found.append(Tile("Simulated energy", joules(energy_j), f"{grams(co2e_g)} CO2e, of clients that answered"))
     down, up = sum(facts.bytes_down.values()), sum(facts.bytes_up.values())
     if down or up:
         found.append(Tile("Sent", size(down + up), f"{size(down)} down, {size(up)} up"))

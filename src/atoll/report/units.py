@@ -35,6 +35,27 @@ def size_unit(largest: float) -> tuple[str, float]:
     return next(((unit, scale) for unit, scale in units if largest >= scale), ("bytes", 1.0))
 
 
+def joules(energy_j: float) -> str:
+    """Energy in the unit that people are billed in, joules below a watt-hour.
+
+    >>> joules(950.0), joules(7200.0), joules(9e6)
+    ('950 J', '2 Wh', '2.5 kWh')
+    """
+    if abs(energy_j) < 3600:
+        return f"{energy_j:.3g} J"
+    return f"{energy_j / 3600:.3g} Wh" if abs(energy_j) < 3.6e6 else f"{energy_j / 3.6e6:.3g} kWh"
+
+
+def grams(mass_g: float) -> str:
+    """A mass.
+
+    >>> grams(0.0125), grams(12.5), grams(12500.0)
+    ('12.5 mg', '12.5 g', '12.5 kg')
+    """
+    value, unit = (mass_g * 1000, "mg") if abs(mass_g) < 1 else (mass_g, "g") if abs(mass_g) < 1000 else (mass_g / 1000, "kg")
+    return f"{value:.3g} {unit}"
+
+
 def duration(seconds: float | None) -> str:
     """A time span with two units at most.
 
