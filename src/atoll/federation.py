@@ -15,9 +15,13 @@ import torch
 from atoll import tree
 from atoll.algorithms.evaluation import with_evaluation
 from atoll.algorithms.finetuning import with_finetuning
-from atoll.engines.processes import processes
+from atoll.compute.measured import Measured
+from atoll.engines.auto import auto
+from atoll.engines.processes import Processes, processes
 from atoll.engines.ray import ray
-from atoll.engines.serial import serial
+from atoll.engines.serial import Serial, serial
+from atoll.engines.stacked import stacked
+from atoll.engines.traced import traced
 from atoll.engines.virtual import Followed, Virtual
 from atoll.errors import ConfigError
 from atoll.fleets.fleet import Fleet
@@ -51,7 +55,7 @@ from atoll.types import (
 if TYPE_CHECKING:
     from atoll.store.run import Run
 
-ENGINES: Mapping[str, Callable[..., Engine]] = {"serial": serial, "processes": processes, "ray": ray}
+ENGINES: Mapping[str, Callable[..., Engine]] = {each.__name__: each for each in (serial, traced, stacked, processes, ray, auto)}
 SHARDS = 4  # the held-out examples are judged in this many parts, so that an engine can spread them
 
 
@@ -60,11 +64,11 @@ class Federation:
     """Everything that decides a run, but how long it is.
 
     `policy`: who is asked and when a round closes (default: all clients, synchronous). `transforms`: attached in
-    order, the last nearest the network. `engine`: "serial", "processes", "ray", or a factory. `evaluate_every`: judge the
-    global model on the held-out examples after every so many rounds (0: never); `evaluate_clients`: on each
-    client's own too. `finetune`: local work by which each client adapts the final model to itself. `selection`: which
-    of the idle clients are asked first (None: a random order). `fleet`: whose devices the clients are, in virtual time
-    (None: as they are, in real time).
+    order, the last nearest the network. `engine`: "serial", "traced", "stacked", "processes", "ray", "auto", or a
+    factory. `evaluate_every`: judge the global model on the held-out examples after every so many rounds (0: never);
+    `evaluate_clients`: on each client's own too. `finetune`: local work by which each client adapts the final model to
+    itself. `selection`: which of the idle clients are asked first (None: a random order). `fleet`: whose devices the
+    clients are, in virtual time (None: as they are, in real time).
 
     >>> from atoll import digits, classification, dirichlet, fedavg, mlp, sgd
     >>> task = classification(mlp(64, [32], 10))
@@ -129,7 +133,8 @@ class Federation:
         memories: Memories = store.memories if store else Kept()
         if store and (kept := store.latest(state)):
             state = kept[1]
-        engine = self._engine(algorithm, memories)
+        engine = self._engine(algorithm, memories, store)
+        computed = engine.compute if isinstance(engine, Serial | Processes) else None
         if self.fleet is not None:
             clients, lease_s = self._everybody(), self.policy.lease_s
             engine = Virtual(engine, algorithm.local, clients, self.fleet, state.clock_s, lease_s)
@@ -141,6 +146,8 @@ class Federation:
             for after in run(state, algorithm, self.policy, list(self.data.clients), rounds, self.seed, shell):
                 state = after
                 if store:
+                    if isinstance(computed, Measured):
+                        store.note("engine", computed.told)
                     store.checkpoint(state.round, state)
                 if each_round:
                     each_round(state.round, algorithm.params(state.algorithm))
@@ -173,9 +180,10 @@ class Federation:
             algorithm = with_finetuning(algorithm, self.finetune, evaluate(self.task, size), judged, rounds)
         return algorithm
 
-    def _engine(self, algorithm: Algorithm[Any], memories: Any) -> Engine:
+    def _engine(self, algorithm: Algorithm[Any], memories: Any, store: Run | None) -> Engine:
         make = ENGINES[self.engine] if isinstance(self.engine, str) else self.engine
-        return make(algorithm.local, self._everybody(), memories, **self.engine_options)
+        again = {"before": store.noted("engine")} if store and self.engine == "auto" else {}
+        return make(algorithm.local, self._everybody(), memories, **self.engine_options, **again)
 
     def _everybody(self) -> Mapping[ClientId, Mapping[str, Examples]]:
         """The clients and, as if they were some, the server's shards; a lazy mapping stays lazy."""

@@ -101,6 +101,7 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
     in_flight = request.cohort or policy.in_flight or len(request.clients)
     close_after = request.cohort or policy.close_after or in_flight
     until = math.inf if whole else shell.engine.now() + policy.timeout_s
+    here = f"round {now + 1}, {work!r}"  # counted from 1, as a person is shown them
     fold, lost = Fold(request, policy, now, in_order=whole or not policy.continues), list[Failure]()
 
     def top_up(n: int) -> None:
@@ -131,7 +132,7 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
             if not replayed:
                 shell.engine.refuse(landed)
             if policy.on_failure == "stop":
-                raise RoundError(f"{_where(now, work)}: the policy stops at a failure, and {_why([answer])}")
+                raise RoundError(f"{here}: the policy stops at a failure, and {_why([answer])}")
         failed = isinstance(answer, Failure)
         del landed, answer  # not held while the next one is read or made: a model less of memory
         fold.catch_up()
@@ -143,7 +144,7 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
         flight.cancel(now, work)
     if fold.heard < min(policy.min_updates, close_after):
         few = f"{fold.heard} of {len(fold.order)} clients answered, and the policy's min_updates is {policy.min_updates}"
-        raise RoundError(f"{_where(now, work)}: {few}; {_why(lost)}")
+        raise RoundError(f"{here}: {few}; {_why(lost)}")
     reduced = fold.finish()
     shell.sink.emit(Event("reduced", now, work, metrics={**reduced.metrics, "heard": fold.heard, "lost": len(lost)}))
     return reduced
@@ -187,10 +188,6 @@ def ended(trip: Trip, carry: Any, seen: Seen, seconds: float) -> tuple[Answer, T
     update, memory = trip.local.final(trip.assignment, carry, seen)
     cost = {"seconds": seconds, "examples": seen.examples, "steps": seen.steps}
     return update._replace(metrics={**update.metrics, **cost}), memory
-
-
-def _where(round: int, work: str) -> str:
-    return f"round {round + 1}, {work!r}"  # counted from 1, as a person is shown them
 
 
 def _why(lost: Sequence[Failure]) -> str:

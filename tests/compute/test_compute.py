@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from atoll.algorithms.fedprox import fedprox
 from atoll.algorithms.mimelite import mimelite
 from atoll.algorithms.scaffold import scaffold
 from atoll.compute.eager import eager
-from atoll.compute.stacked import stacked
+from atoll.compute.measured import measured
+from atoll.compute.stacked import Stacked, stacked
 from atoll.compute.traced import traced
 from atoll.data.examples import Tensors
 from atoll.engines.serial import serial
@@ -30,6 +32,7 @@ from atoll.models.cnn import cnn
 from atoll.models.lstm import lstm
 from atoll.models.mlp import mlp
 from atoll.rng import seeded
+from atoll.tasks.causal_lm import causal_lm
 from atoll.tasks.classification import classification
 from atoll.tasks.forecast import forecast
 from atoll.testing.engine import check_engine
@@ -251,3 +254,38 @@ def test_a_trial_finds_how_many_go_at_once() -> None:
     asked = trips(sgd(task, batch_size=4), plain(task), holdings(BASE))
     assert stacked().ready(asked[0]) in (1, 2, 4, 8, 16)
     assert stacked(3).ready(asked[0]) == 3
+
+
+def test_what_was_measured_is_kept_for_the_next_time() -> None:
+    task = dense()
+    asked = trips(sgd(task, batch_size=4), plain(task), holdings(BASE, (12, 12, 12)))
+    first = measured()
+    agree(through(first, asked, times=2), through(eager(), asked))
+    work, _, way = first.told.partition(": ")
+    assert (work, way.split()[0]) in [("train", "eager"), ("train", "traced"), ("train", "stacked")]
+    again, other = measured(before="train: eager"), measured(before="train: traced")
+    assert again.ready(asked[0]) == 1
+    assert again.told == "train: eager"
+    other.ready(asked[0])
+    assert other.told.removeprefix("train: ").split()[0] in ("traced", "stacked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [lambda t: adamw(t, lr=1e-2, batch_size=2), lambda t: sgd(t, lr=0.5, batch_size=2)])
+def test_adapters_of_one_base_agree(tmp_path: Path, rate: Callable[[Task], Local[Any]], caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with seeded(0):
+        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 32}
+        config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **sizes)
+        LlamaForCausalLM(config).save_pretrained(tmp_path)
+        task = causal_lm(str(tmp_path), adapter={"rank": 2}, dtype="float32")
+    draw = torch.Generator().manual_seed(1)
+    base = Tensors({"input_ids": torch.randint(64, (12, 16), generator=draw)})
+    asked = trips(rate(task), plain(task), holdings(base, (4, 3, 4)))
+    wanted = through(eager(), asked)
+    caplog.clear()
+    for way in (traced(), stacked(3)):
+        assert way.ready(asked[0]) == (3 if isinstance(way, Stacked) else 1)
+        agree(through(way, asked, times=2), wanted, tolerance=1e-3)
+    assert not caplog.records, "it was computed eagerly"

@@ -123,7 +123,7 @@ def _lerp_(x: Tensor, end: Tensor, weight: float) -> Tensor:
 
 
 # Operations for which vmap has no rule and would take clients one by one, in other words.
-_FOLDED = {
+_FOLDED: dict[Any, Any] = {
     aten.addcmul_.default: _addcmul_,
     aten.lerp_.Scalar: _lerp_,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _forward,

@@ -49,6 +49,18 @@ class Stacked:
             self._best[key] = (trip.local, self._trial(trip))
         return self._best[key][1]
 
+    def gains(self, trip: Trip) -> bool:
+        """Is a replayed step of one client faster than an eager one? False where there is none to replay."""
+        row = row_of(trip) if trip.local.captured is not None else None
+        batch = next(row.portions, None) if row else None
+        if row is None or batch is None:
+            return False
+        program = self._traced.programs.step(trip.local, row.carry, row.state, batch)
+        if program is None:
+            return False
+        run, values = program.bind(row.state), list(batch.values())
+        return _time(lambda: run(values)) < _time(lambda: trip.local.step(row.carry, batch))
+
     def run(self, trips: Sequence[Trip]) -> Iterator[tuple[Answer, Tree]]:
         """The answers in the order of the trips; a chunk that fails as one is done client by client, to see whose fault it is."""
         if len(trips) < 2 or self.ready(trips[0]) < 2:
@@ -113,13 +125,12 @@ class Stacked:
             program = self._traced.programs.step(trip.local, row.carry, row.state, each)
         if program is None:
             return 1
-        best, fastest = 1, _time(program.bind(row.state), list(batch.values()))
+        run, values = program.bind(row.state), list(batch.values())
+        best, fastest = 1, _time(lambda: run(values))
         for count in (self._chunk,) if self._chunk else (2, 4, 8, 16):
-            stack, values = ([torch.stack([x] * count) for x in xs] for xs in (row.state, batch.values()))
-            together = self._program(row, stack, values, list(batch)) if count > 1 else None
-            if together is None:
+            took = self._took(row, batch, count)
+            if took is None:
                 return best
-            took = _time(together.bind(stack), values) / count
             if self._chunk:
                 return count
             if took > 0.97 * fastest or took * count > TRIAL_S:
@@ -127,17 +138,28 @@ class Stacked:
             best, fastest = count, took
         return best
 
+    def _took(self, row: Row, batch: Batch, count: int) -> float | None:
+        """Seconds of a client's step among so many; None where they don't go together."""
+        if count == 1:
+            return None
+        stack, values = ([torch.stack([x] * count) for x in xs] for xs in (row.state, batch.values()))
+        together = self._program(row, stack, values, list(batch))
+        if together is None:
+            return None
+        run = together.bind(stack)
+        return _time(lambda: run(values)) / count
+
 
 def _altered(batch: Batch) -> Batch:
     """Another batch of the same shapes: what a step's Python read of the first one would not hold for it."""
     return {name: x * 0.9 if x.is_floating_point() else x.flip(0) for name, x in batch.items()}
 
 
-def _time(run: Callable[[Sequence[Tensor]], None], values: Sequence[Tensor]) -> float:
-    """CPU seconds of a step, the best of five: what else the machine does is left out."""
+def _time(run: Callable[[], object]) -> float:
+    """CPU seconds, the best of five: what else the machine does is left out."""
     took = []
     for _ in range(5):
         started = time.process_time()
-        run(values)
+        run()
         took.append(time.process_time() - started)
     return min(took)

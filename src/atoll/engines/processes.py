@@ -42,7 +42,7 @@ def processes(
     memories: Memories | None = None,
     workers: int | None = None,
     threads: int = 1,
-    compute: Way = "eager",
+    compute: Way | Compute = "eager",
     pin: bool = True,
 ) -> Engine:
     """`workers` resident processes (None: one a core), each on `threads` BLAS threads.
@@ -78,7 +78,7 @@ class Processes:
         cores: Sequence[int | None],  # one entry a worker: the core to be pinned to
     ) -> None:
         self._locals, self._clients, self._memories = locals_, clients, memories
-        self._compute, self._at_once = compute, dict[str, int]()  # trips to compute as one, by work
+        self.compute, self._at_once = compute, dict[str, int]()  # trips to compute as one, by work
         self._board, self._costs = Board(), Costs()
         self._seats = [Seat(locals_, clients, self._board.arena, compute, threads, core) for core in cores]
         self._workers: list[Worker] = []
@@ -201,7 +201,7 @@ class Processes:
     def _dispatch(self) -> None:
         for work, asked in _by_work(self._new).items():
             if work not in self._at_once:
-                self._at_once[work] = self._compute.ready(self._trip(asked[0]))
+                self._at_once[work] = self.compute.ready(self._trip(asked[0]))
             self._queue.extend(self._chunks(asked, None))
         self._new.clear()
         if not self._queue:
@@ -268,7 +268,7 @@ class Processes:
                     self._selector.register(end, EVENT_READ, (worker, end))
 
     def _knows(self, worker: Worker) -> bool:
-        return isinstance(self._compute, Eager) or self._at_once.keys() <= worker.knows
+        return isinstance(self.compute, Eager) or self._at_once.keys() <= worker.knows
 
     def acknowledge(self, update: Update) -> None:
         self._memories.commit(update.client, update.round, update.work)

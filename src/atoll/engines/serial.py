@@ -21,7 +21,7 @@ def serial(
     clients: Clients,
     memories: Memories | None = None,
     threads: int = 1,
-    compute: Way = "eager",
+    compute: Way | Compute = "eager",
 ) -> Engine:
     """One client after another, on `threads` BLAS threads (1: the bits that `processes` gives).
 
@@ -40,7 +40,7 @@ class Serial:
         self, locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories, threads: int, compute: Compute
     ) -> None:
         self._locals, self._clients, self._memories, self._threads = locals_, clients, memories, threads
-        self._compute, self._queue, self._done = compute, deque[Assignment](), deque[Answer]()
+        self.compute, self._queue, self._done = compute, deque[Assignment](), deque[Answer]()
 
     def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
         return clients
@@ -72,8 +72,8 @@ class Serial:
                 continue
             trips.append(Trip(assignment, local, examples, self._memories.get(assignment.client)))
             if len(trips) == 1:
-                at_once = self._compute.ready(trips[0])
-        for trip, (answer, memory) in zip(trips, self._compute.run(trips), strict=True):
+                at_once = self.compute.ready(trips[0])
+        for trip, (answer, memory) in zip(trips, self.compute.run(trips), strict=True):
             if not isinstance(answer, Failure) and (memory or trip.memory):
                 self._memories.propose(answer.client, answer.round, answer.work, memory)
             self._done.append(answer)

@@ -81,6 +81,12 @@ class Run:
             connection.execute(tables.notes.delete().where(mine, tables.notes.c.title == title))
             connection.execute(tables.notes.insert(), {"run": self.id, "title": title, "place": count + 1, "text": clean(text)})
 
+    def noted(self, title: str) -> str:
+        """The text of that title, empty where there is none."""
+        mine = (tables.notes.c.run == self.id) & (tables.notes.c.title == clean(title)[:200])
+        with self._database.read() as connection:
+            return connection.execute(select(tables.notes.c.text).where(mine)).scalar() or ""
+
     def finish(self, status: str, error: str = "") -> None:
         """Record how the run ended: "finished", "failed" or "interrupted". A finished run needs its journal no more."""
         if status not in _ENDS:
