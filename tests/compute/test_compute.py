@@ -289,3 +289,15 @@ def test_adapters_of_one_base_agree(tmp_path: Path, rate: Callable[[Task], Local
         assert way.ready(asked[0]) == (3 if isinstance(way, Stacked) else 1)
         agree(through(way, asked, times=2), wanted, tolerance=1e-3)
     assert not caplog.records, "it was computed eagerly"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", ["sgd", "adamw", "scaffold"])
+@pytest.mark.parametrize("way", [traced, lambda: stacked(3)])
+def test_on_a_gpu_too(name: str, way: Callable[[], Compute]) -> None:
+    task = dense()
+    task.module.cuda()
+    fold, start = FOLDS[name]
+    on_gpu = [Tensors({n: c.cuda() for n, c in own.mapped(dict).columns.items()}) for own in holdings(BASE)]
+    asked = trips(fold(task), start(task), on_gpu)
+    agree(through(way(), asked, times=3), through(eager(), asked), tolerance=1e-4)

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from atoll.compute.program import Program, Programs
+from atoll.compute.cudagraph import Graphs
+from atoll.compute.program import Program, Programs, signature
 from atoll.round import loop, work
 from atoll.types import Answer, Batch, Compute, Local, Seen, Tree, Trip
 
@@ -26,6 +27,7 @@ class Traced:
 
     def __init__(self) -> None:
         self.programs = Programs()
+        self._graphs: dict[Any, tuple[Local[Any], Graphs]] = {}  # on a GPU, by fold and shapes
 
     def ready(self, trip: Trip) -> int:
         return 1
@@ -39,17 +41,27 @@ class Traced:
         if local.captured is None:
             return loop(local, carry, portions)
         state = [x.detach() for x in local.captured(carry).tensors]
+        graphs = self._on_gpu(local, state)
         bound: dict[Any, Callable[[Sequence[Tensor]], None]] = {}
         examples = steps = 0
         for batch in portions:
             values = list(batch.values())
             shapes = tuple(x.shape for x in values)  # within one client nothing else of a batch differs
             if shapes not in bound:
+                if graphs:
+                    graphs.settle(state)
                 program: Program | None = self.programs.step(local, carry, state, batch)
                 if program is not None:
-                    bound[shapes] = program.bind(state)
+                    bound[shapes] = graphs.bind(program, state) if graphs else program.bind(state)
             if shapes in bound:
                 bound[shapes](values)
             examples += len(values[0])
             steps += 1
+        if graphs:
+            graphs.settle(state)
         return carry, Seen(examples, steps)
+
+    def _on_gpu(self, local: Local[Any], state: Sequence[Tensor]) -> Graphs | None:
+        if not state or not state[0].is_cuda:
+            return None
+        return self._graphs.setdefault((id(local.step), signature(state)), (local, Graphs(state)))[1]
