@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,9 +59,25 @@ def test_the_seed_of_the_job_is_the_fleet_s() -> None:
         ('{name="phones", offline="waits"}', "must be 'lost' or 'pauses'"),
         ('{name="phones", energy="hanset"}', "did you mean 'handset'"),
         ('{name="trace"}', "path is missing"),
+        ('{name="lognormal", sigma=-1.0}', r"\[fleet\] lognormal sigma = -1.0"),
+        ('{name="phones", energy={name="handset", idle_w=-1.0}}', r"\[fleet.energy\] handset idle_w = -1.0"),
         ('{name="trace", path="nowhere.csv"}', "there is no such file"),
     ],
 )
 def test_what_a_job_may_have_wrong(given: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=says):
         check(parse(JOB, overrides=[f"fleet={given}"]))
+
+
+def test_a_line_of_a_trace_that_is_wrong_is_told_by_a_check(tmp_path: Path) -> None:
+    (tmp_path / "fleet.csv").write_text("client,example_s,down,up\na,1,1,fast\n")
+    with pytest.raises(JobError, match=r"fleet\.csv, line 2: up = 'fast'"):
+        check(parse(JOB, overrides=[f'fleet={{name="trace", path="{tmp_path / "fleet.csv"}"}}']))
+
+
+def test_checking_a_fleet_does_not_load_torch(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(JOB + '[fleet]\nname = "phones"\n')
+    load = f"from atoll.job.build import load_job; load_job({str(tmp_path / 'job.toml')!r})"
+    program = f"import sys; {load}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from atoll import catalog
-from atoll.errors import ConfigError
+from atoll.errors import AtollError, ConfigError
 from atoll.job.schema import Job, Named
 from atoll.job.text import Spot
 from atoll.selection.rule import cohort, refuse
@@ -41,6 +41,7 @@ def together(job: Job) -> Iterator[Problem]:
     clients = clients_of(job)
     yield from _policy(job, clients)
     yield from _selection(job, clients)
+    yield from _fleet(job)
     yield from _transforms(job)
     yield from _fits(job)
     if job.engine.name == "ray" and absent("ray"):
@@ -85,6 +86,19 @@ def _selection(job: Job, clients: int | None) -> Iterator[Problem]:
     asked, d = cohort(policy, clients) if clients else policy.in_flight, given.get("d")
     if asked and isinstance(d, int) and d < asked:
         yield Problem(("selection", "d"), f"[selection] d = {d}: must be {asked} or more, the clients of a round")
+
+
+def _fleet(job: Job) -> Iterator[Problem]:
+    """The fleet's own rules, and those of its file."""
+    if job.fleet is None:
+        return
+    from atoll.job.build import make  # which checks a job before it builds one
+
+    try:
+        make("fleet", job.fleet, seed=job.seed)  # imports NumPy, but not torch
+    except AtollError as error:
+        told = str(error)
+        yield Problem(("fleet",), told if told.startswith("[") else f"[fleet] {told}")
 
 
 def _transforms(job: Job) -> Iterator[Problem]:
