@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from atoll.errors import TreeError
 from atoll.types import Tree
+
+T = TypeVar("T")
 
 
 class Layout(NamedTuple):
@@ -42,11 +45,9 @@ class Flat(Mapping[str, Tensor]):
     def views(self) -> dict[str, Tensor]:
         """The tensors by name; made once, on first use."""
         if self._views is None:
-            self._views, start = {}, 0
-            for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
-                size = shape.numel()
-                self._views[name] = self.buffer[start : start + size].view(shape)
-                start += size
+            names, shapes = self.layout
+            pieces = self.buffer.split_with_sizes([shape.numel() for shape in shapes])
+            self._views = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
         return self._views
 
     def __getitem__(self, name: str) -> Tensor:
@@ -65,12 +66,52 @@ class Flat(Mapping[str, Tensor]):
 def pack(tree: Tree) -> Tree:
     """A copy of the tree as views of one buffer; a plain copy where its dtypes or devices differ."""
     if isinstance(tree, Flat):
-        return Flat(tree.layout, tree.buffer.clone())
+        return Flat(tree.layout, _room(tree.buffer.numel(), tree.buffer).copy_(tree.buffer))
     kinds = {(x.dtype, x.device) for x in tree.values()}
     if len(kinds) != 1:
         return {name: x.detach().clone() for name, x in tree.items()}
     layout = Layout(tuple(tree), tuple(x.shape for x in tree.values()))
-    return Flat(layout, torch.cat([x.detach().reshape(-1) for x in tree.values()]))
+    pieces = [x.detach().reshape(-1) for x in tree.values()]
+    return Flat(layout, torch.cat(pieces, out=_room(sum(len(x) for x in pieces), pieces[0])))
+
+
+class Rows:
+    """Room for what several clients pack, each in its turn: the n-th tree of each lies at one distance from the next's.
+
+    >>> rows, w = Rows(2), {"w": torch.ones(3)}
+    >>> packed = [rows.of(i, lambda: pack(w)) for i in range(2)]
+    >>> packed[1]["w"].storage_offset() - packed[0]["w"].storage_offset()
+    3
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._place, self._nth = count, 0, 0
+        self._blocks: dict[tuple[Any, ...], Tensor] = {}
+
+    def of(self, place: int, pack_: Callable[[], T]) -> T:
+        """Do something that packs trees, for the client at that place."""
+        self._place, self._nth = place, 0
+        token = _ROWS.set(self)
+        try:
+            return pack_()
+        finally:
+            _ROWS.reset(token)
+
+    def take(self, size: int, like: Tensor) -> Tensor:
+        """The room of the next tree of the client whose turn it is."""
+        self._nth += 1
+        key = (self._nth, size, like.dtype, like.device)
+        if key not in self._blocks:
+            self._blocks[key] = like.new_empty(self._count, size)
+        return self._blocks[key][self._place]
+
+
+_ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
+
+
+def _room(size: int, like: Tensor) -> Tensor:
+    rows = _ROWS.get()
+    return like.new_empty(size) if rows is None else rows.take(size, like)
 
 
 def agree(a: Tree, b: Tree) -> None:

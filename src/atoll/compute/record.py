@@ -75,6 +75,13 @@ def replayed(graph: fx.Graph, instead: Mapping[Any, Callable[..., Any]] = {}) ->
     return run
 
 
+def written(recorded: Recorded, count: int) -> list[bool]:
+    """Which of the first `count` inputs the work changes."""
+    changed = frozenset[int]().union(*(node.meta["writes"] for node in recorded.graph.nodes))
+    inputs = [node for node in recorded.graph.nodes if node.op == "placeholder"][:count]
+    return [node.meta["storage"] in changed for node in inputs]
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what passes."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from atoll.compute.batching import batched
 from atoll.compute.program import Program, signature
-from atoll.compute.record import UntraceableError, record
+from atoll.compute.record import UntraceableError, record, written
 from atoll.compute.stack import Row, Stack, answer_of, row_of
 from atoll.compute.traced import Traced
+from atoll.tree import Rows
 from atoll.types import Answer, Batch, Compute, Local, Tree, Trip
 
 TRIAL_S = 1.0  # a chunk whose step takes longer is compute-bound: larger ones are not tried
@@ -39,6 +41,7 @@ class Stacked:
     def __init__(self, chunk: int | None = None) -> None:
         self._chunk, self._traced = chunk, Traced()
         self._programs: dict[Any, Program | None] = {}
+        self._written: dict[int, list[bool]] = {}  # by the fold's step: what it changes of what it reads
         self._best: dict[int, tuple[Local[Any], int]] = {}  # by the fold's step, which is held so that its id stays its own
 
     def ready(self, trip: Trip) -> int:
@@ -78,14 +81,14 @@ class Stacked:
 
     def _through(self, trips: Sequence[Trip]) -> list[Row]:
         """All trips to the end of their batches; the largest first, so that who ends earlier leaves from the end of the stack."""
-        rows, alike = [row_of(trip) for trip in trips], dict[Any, list[Row]]()
-        for row in sorted(rows, key=lambda row: -len(row.trip.examples)):
-            assert row.trip.local.captured is not None
-            same = (row.trip.local.captured(row.carry).constants, signature(row.state))  # rates differ between rounds
-            alike.setdefault(same, []).append(row)
-        for group in alike.values():
-            Stack(group, self._traced, self._program).run()
-        return rows
+        largest = sorted(range(len(trips)), key=lambda i: -len(trips[i].examples))
+        room = Rows(len(trips))
+        rows = {i: room.of(place, partial(row_of, trips[i])) for place, i in enumerate(largest)}
+        first = rows[largest[0]]
+        if any(row.constants != first.constants or signature(row.own) != signature(first.own) for row in rows.values()):
+            raise UntraceableError("clients of different rounds")  # their learning rates differ
+        Stack([rows[i] for i in largest], self._traced, self._program, self._written[id(first.trip.local.step)]).run()
+        return [rows[i] for i in range(len(trips))]
 
     def _program(self, row: Row, stack: Sequence[Tensor], batch: Sequence[Tensor], names: Sequence[str]) -> Program | None:
         """The program of so many clients, made from the captured step of one."""
@@ -105,6 +108,7 @@ class Stacked:
             programs.say(local, "it draws random numbers, which clients in one program would share", APART)
             return None
         scratch = [x.clone() for x in stack]
+        self._written.setdefault(id(local.step), written(recorded, len(scratch)))
         body = batched(recorded.graph, len(recorded.constants))
         try:
             with torch.no_grad():
