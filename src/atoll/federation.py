@@ -34,7 +34,7 @@ from atoll.selection.attach import with_selection
 from atoll.selection.rule import Selection
 from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
-from atoll.store.sinks import Several
+from atoll.store.several import Several
 from atoll.transforms.pipe import pipe
 from atoll.types import (
     HELD_OUT,

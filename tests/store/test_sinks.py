@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from atoll.store.runs import Store
-from atoll.store.sinks import Several
 from atoll.types import ClientId, Event
 
 METRICS = {"loss": 0.5, "accuracy": 0.9, "seconds": 0.1, "examples": 100.0, "bytes_up": 8e5}
@@ -49,11 +48,3 @@ def test_a_hundred_updates_cost_little(tmp_path: Path) -> None:
             run.sink.emit(Event("round", round, metrics={"seconds": 1.0}))
             taken.append(time.process_time() - began)
     assert min(taken) < 0.03, f"{min(taken):.3f} s of processor time for a round of 100 updates with 5 numbers each"
-
-
-def test_several_sinks_see_the_same_in_the_same_order(tmp_path: Path) -> None:
-    with Store(tmp_path) as store, store.create("a", {}, 0, 1) as one, store.create("b", {}, 0, 1) as two:
-        both = Several(one.sink, two.sink)
-        for kind in ("reduced", "round"):
-            both.emit(Event(kind, 0, metrics={"loss": 1.0}))
-        assert [p.value for p in store.record(one.id).series] == [p.value for p in store.record(two.id).series] == [1.0, 1.0]

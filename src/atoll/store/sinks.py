@@ -1,4 +1,4 @@
-"""Where events go: the runs database, in batches; and several sinks at once."""
+"""Where a stored run's events go: the runs database, in batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import and_, func, select
 
 from atoll.store.database import Database
 from atoll.store.tables import incidents, points
-from atoll.types import Event, Sink
+from atoll.types import Event
 
 _BATCH_S = 0.5  # a page that shows the run is at most this old
 
@@ -90,26 +90,6 @@ class DatabaseSink:
     def _next(self) -> int:
         self._place += 1
         return self._place
-
-
-class Several:
-    """Every event to every sink, in their order.
-
-    >>> class Show:
-    ...     def emit(self, event):
-    ...         print(event.kind)
-    >>> Several(Show(), Show()).emit(Event("round", 0))
-    round
-    round
-    """
-
-    def __init__(self, *sinks: Sink) -> None:
-        self.sinks = sinks
-
-    def emit(self, event: Event) -> None:
-        """Hand the event on."""
-        for sink in self.sinks:
-            sink.emit(event)
 
 
 def clean(text: str) -> str:
