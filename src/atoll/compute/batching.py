@@ -10,6 +10,8 @@ from torch import Tensor, fx
 from atoll.compute.passes import aten, calls
 from atoll.compute.record import replayed
 
+_NONE, _MEAN = 0, 1  # of a loss over examples: how they are reduced
+
 
 def batched(graph: fx.Graph, shared: int) -> Any:
     """The graph as a function over one more first axis of every placeholder but the last `shared`, which stay as they are.
@@ -114,6 +116,47 @@ def _backward(*args: Any, **kwargs: Any) -> Any:
     return apply(*tensors, kwargs.get("attn_mask"), causal, kwargs.get("scale"))
 
 
+class _Rows(torch.autograd.Function):
+    """An operation on the rows of tensors, whoever's they are."""
+
+    @staticmethod
+    def forward(run: Any, *tensors: Tensor) -> Tensor:
+        result: Tensor = run(*tensors)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, run: Any, *tensors: Tensor) -> Any:
+        return run(*_axes_first(tensors, in_dims[1:], info.batch_size)).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _nll(x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore: int) -> Any:
+    """By its own kernel: in other words it is five passes over the logits, and imports a symbolic-algebra package to say them."""
+    whole = aten.nll_loss_forward.default
+    if weight is not None or x.dim() != 2:
+        return whole(x, target, weight, reduction, ignore)
+    apply: Any = _Rows.apply
+    each = apply(lambda x, target: whole(x, target, None, _NONE, ignore)[0], x, target)
+    if reduction == _NONE:
+        return each, x.new_zeros(())
+    total = (target != ignore).sum().to(x.dtype)
+    return (each.sum() / total if reduction == _MEAN else each.sum()), total
+
+
+def _nll_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore: int, total: Tensor
+) -> Any:
+    whole = aten.nll_loss_backward.default
+    if weight is not None or x.dim() != 2:
+        return whole(grad, x, target, weight, reduction, ignore, total)
+    if reduction == _MEAN:
+        grad = grad / total
+    apply: Any = _Rows.apply
+    return apply(lambda *rows: whole(*rows, None, _NONE, ignore, rows[0].new_ones(())), grad.expand(target.shape), x, target)
+
+
 def _addcmul_(x: Tensor, a: Tensor, b: Tensor, value: float = 1.0) -> Tensor:
     return x.add_(a * b, alpha=value)
 
@@ -126,6 +169,8 @@ def _lerp_(x: Tensor, end: Tensor, weight: float) -> Tensor:
 _FOLDED: dict[Any, Any] = {
     aten.addcmul_.default: _addcmul_,
     aten.lerp_.Scalar: _lerp_,
+    aten.nll_loss_forward.default: _nll,
+    aten.nll_loss_backward.default: _nll_backward,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _forward,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _backward,
 }

@@ -53,7 +53,7 @@ def apart(graph: fx.Graph) -> None:
                 one.meta.update(row[0].meta)
                 one.meta["writes"] = frozenset({one.meta["storage"]}) if name.endswith("_") else frozenset()
                 if i in items:
-                    one.meta.update({k: items[i].meta[k] for k in ("shape", "dtype", "storage")})
+                    one.meta.update({k: items[i].meta[k] for k in ("shape", "dtype", "device", "storage")})
                     items[i].replace_all_uses_with(one)
                 elif name.endswith("_"):
                     _rename_after(node, row[0], one)
@@ -168,6 +168,7 @@ def fuse(graph: fx.Graph) -> None:
     for node in calls(graph):
         if node.target == aten.add.Tensor and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
             _fuse_bias(graph, node)
+    _fuse_bias_step(graph)
     _fuse_step(graph)
 
 
@@ -185,6 +186,32 @@ def _fuse_bias(graph: fx.Graph, node: Any) -> None:
         graph.erase_node(node)
         graph.erase_node(product)
         return
+
+
+def _fuse_bias_step(graph: fx.Graph) -> None:
+    """b.add_(G.sum(0), alpha=a) as b.addmv_(G^T, 1, alpha=a): the step of a bias without its gradient."""
+    for node in calls(graph):
+        if node.target != aten.add_.Tensor or not isinstance(node.args[1], fx.Node) or len(node.args[0].meta["shape"]) != 1:
+            continue
+        target, total = node.args
+        while total.target in _SHAPED and len(total.users) == 1:
+            total = total.args[0]
+        if total.target != aten.sum.dim_IntList or len(total.users) != 1 or list(total.args[1]) != [0]:
+            continue
+        summed = total.args[0]
+        shape, dtype = summed.meta["shape"], summed.meta["dtype"]
+        if len(shape) != 2 or shape[1:] != target.meta["shape"] or dtype != target.meta["dtype"]:
+            continue
+        if _changed_between(total, node, summed):
+            continue
+        with graph.inserting_before(node):
+            ones = graph.call_function(aten.new_ones.default, (target, [shape[0]]))
+            ones.meta.update(target.meta, shape=(shape[0],), storage=-id(ones), writes=frozenset())
+            turned = _turned(graph, summed)
+            fused = graph.call_function(aten.addmv_.default, (target, turned, ones), {"alpha": node.kwargs.get("alpha", 1)})
+        fused.meta.update(node.meta)
+        node.replace_all_uses_with(fused)
+        graph.erase_node(node)
 
 
 def _fuse_step(graph: fx.Graph) -> None:
@@ -234,7 +261,8 @@ def _swaps_last(node: Any) -> bool:
 
 
 def _turned(graph: fx.Graph, node: Any) -> fx.Node:
-    turned = graph.call_function(aten.transpose.int, (node, -2, -1))
     shape = node.meta["shape"]
+    turn, axes = (aten.t.default, ()) if len(shape) == 2 else (aten.transpose.int, (-2, -1))
+    turned = graph.call_function(turn, (node, *axes))
     turned.meta.update(node.meta, shape=(*shape[:-2], shape[-1], shape[-2]), writes=frozenset())
     return turned

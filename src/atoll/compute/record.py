@@ -25,7 +25,7 @@ class UntraceableError(AtollError):
 class Recorded(NamedTuple):
     """A graph whose placeholders are the inputs, then the constants; it has no outputs, its work is done in place.
 
-    Of each node `meta` says: "shape" and "dtype" of its value, "storage" (numbers that tensors sharing memory share),
+    Of each node `meta` says: "shape", "dtype" and "device" of its value, "storage" (numbers that tensors sharing memory share),
     "writes" (the numbers of what it changes in place).
     """
 
@@ -139,7 +139,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _told(self, node: fx.Node, x: Tensor) -> None:
         self._kept.append(x)
         self._nodes[id(x)] = node
-        node.meta.update(shape=tuple(x.shape), dtype=x.dtype, storage=self._storage(x))
+        node.meta.update(shape=tuple(x.shape), dtype=x.dtype, device=x.device, storage=self._storage(x))
         node.meta.setdefault("writes", frozenset())
 
     def _storage(self, x: Tensor) -> int:

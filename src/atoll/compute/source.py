@@ -19,7 +19,7 @@ _FUNCTIONS = (
     "native_layer_norm t transpose permute sum mul add sub div rsqrt mean cos sin neg sqrt exp unsqueeze where cat "
     "sigmoid tanh embedding clone"
 )
-_METHODS = "add_ mul_ sub_ div_ addmm_ baddbmm_ lerp_ addcmul_ copy_ view expand select"
+_METHODS = "add_ mul_ sub_ div_ addmm_ addmv_ baddbmm_ lerp_ addcmul_ copy_ view expand select"
 _DIRECT = {name: getattr(torch, name) for name in _FUNCTIONS.split()}
 _DIRECT |= {name: getattr(torch.Tensor, name) for name in _METHODS.split()}
 _KEYWORDED = {"sum.dim_IntList": ("dim", "keepdim"), "mean.dim": ("dim", "keepdim")}  # where the binding is picky
@@ -97,7 +97,7 @@ def _reads(node: Any) -> list[fx.Node]:
 
 
 def _like(node: Any) -> bool:
-    return str(node.target).removeprefix("aten.").partition(".")[0] in ("ones_like", "zeros_like", "full_like")
+    return str(node.target).removeprefix("aten.").partition(".")[0] in ("ones_like", "zeros_like", "full_like", "new_ones")
 
 
 def _may_move(node: Any, part: str, written: frozenset[int]) -> bool:
@@ -110,7 +110,7 @@ def _may_move(node: Any, part: str, written: frozenset[int]) -> bool:
             return True
     if part != "once" or "storage" not in node.meta:
         return False
-    return node.meta["storage"] not in written and not any(n.meta.get("storage") in written for n in node.all_input_nodes)
+    return node.meta["storage"] not in written and not any(n.meta.get("storage") in written for n in _reads(node))
 
 
 def _line(node: Any, names: dict[fx.Node, str], namespace: dict[str, Any]) -> str:
@@ -121,14 +121,16 @@ def _line(node: Any, names: dict[fx.Node, str], namespace: dict[str, Any]) -> st
     name, _, overload = full.partition(".")
     args, kwargs = list(node.args), dict(node.kwargs)
     if _like(node):
-        value = {"ones_like": 1, "zeros_like": 0}.get(name, args[1] if len(args) > 1 else 0)
-        device = node.kwargs.get("device") or "cpu"
-        return f"{names[node]} = torch.full({node.meta['shape']!r}, {value!r}, dtype={node.meta['dtype']}, device='{device}')"
+        value = {"ones_like": 1, "zeros_like": 0, "new_ones": 1}.get(name, args[1] if len(args) > 1 else 0)
+        said = f"dtype={node.meta['dtype']}, device='{node.meta['device']}'"
+        return f"{names[node]} = torch.full({node.meta['shape']!r}, {value!r}, {said})"
     call = _DIRECT.get(name) if overload != "out" else None
     if full in _KEYWORDED:
         args, kwargs = args[:1], {**dict(zip(_KEYWORDED[full], args[1:], strict=False)), **kwargs}
     key = f"op_{name}" if call else f"op_{name}_{overload}"
     namespace.setdefault(key, call or target)
+    if name == "view":
+        args = [args[0], *args[1]]  # sizes one by one are parsed faster than a list
     spelled = [_spelled(a, names, namespace) for a in args]
     spelled += [f"{k}={_spelled(v, names, namespace)}" for k, v in kwargs.items()]
     return f"{names[node]} = {key}({', '.join(spelled)})"

@@ -54,7 +54,8 @@ def descent(recipe: Recipe, correction: Correction | None = None) -> Local[Carry
     def init(assignment: Assignment, memory: Tree) -> Carry:
         start, context = correction.start(assignment, memory) if correction else (assignment.tree, {})
         bound.check(start)
-        module.train()
+        if not module.training:  # to set it again would visit every layer for each client
+            module.train()
         trained = tree.pack(start)
         params = {name: trained[name].requires_grad_() for name in bound.params}
         lists = {key: [t[name] for name in params] for key, t in context.items() if t}
