@@ -116,7 +116,7 @@ name = "serial"
         ("local.task=x", "[local] sgd has no parameter 'task'; it has lr, batch_size"),
         ("local=script", "[local] train is missing: script takes Callable"),
         ("algorithm.name=fedsgd", "[local] does not go with fedsgd, which says itself what its clients do: remove it"),
-        ("engine=threads", "no engine is called 'threads'. Known: processes, serial."),
+        ("engine=threads", "no engine is called 'threads'; did you mean 'traced'? Known: auto, processes, "),
         ("engine.workers=0", "[engine] name is missing: a name from `atoll catalog engine`"),
         ('engine={name="processes", workers=0}', "[engine] workers = 0: must be 1 or more"),
         ('engine={name="serial", workers=2}', "[engine] serial has no parameter 'workers'; it has threads"),

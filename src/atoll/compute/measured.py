@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from atoll.compute.eager import Eager
-from atoll.compute.stacked import Stacked
+from atoll.compute.stack import row_of
+from atoll.compute.stacked import TRIAL_S, Stacked, spent
 from atoll.types import Answer, Compute, Local, Tree, Trip
 
 log = logging.getLogger("atoll.compute")
@@ -43,7 +44,7 @@ class Measured:
         key = id(trip.local.step)
         if key not in self._ways:
             work = trip.assignment.work
-            eagerly = self._before.get(work) == "eager"
+            eagerly = self._before[work] == "eager" if work in self._before else _slow(trip)
             at_once = 1 if eagerly else self._stacked.ready(trip)
             gained = not eagerly and (work in self._before or self._stacked.gains(trip))
             way: Compute = self._stacked if gained else self._eager
@@ -56,3 +57,12 @@ class Measured:
         if trips:
             self.ready(trips[0])
             yield from self._ways[id(trips[0].local.step)][1].run(trips)
+
+
+def _slow(trip: Trip) -> bool:
+    """Is a step bound by arithmetic? Then there is nothing to gain on a CPU, and capturing costs several such steps."""
+    batch = next(row_of(trip).portions, None) if trip.local.captured is not None else None
+    if batch is None or any(x.device.type != "cpu" for x in trip.assignment.tree.values()):
+        return False
+    carry = trip.local.init(trip.assignment, trip.memory)
+    return min(spent(lambda: trip.local.step(carry, batch)) for _ in range(2)) > TRIAL_S

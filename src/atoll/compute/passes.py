@@ -81,9 +81,8 @@ def _single(name: str, overload: str) -> Any:
 
 def _rename_after(place: Any, old: Any, new: Any) -> None:
     """What reads a tensor after it was changed in place reads the change."""
-    order = {node: i for i, node in enumerate(place.graph.nodes)}
     for user in list(old.users):
-        if user is not new and order[user] > order[place]:
+        if user is not new and user > place:
             user.replace_input_with(old, new)
 
 
@@ -118,9 +117,8 @@ def _unchanged(node: Any) -> Any:
 
 def _written_after(node: Any, base: Any) -> bool:
     """Is the tensor changed while somebody still reads the node?"""
-    order = {each: i for i, each in enumerate(node.graph.nodes)}
-    last = max((order[user] for user in node.users), default=0)
-    return any(base.meta["storage"] in each.meta["writes"] for each, i in order.items() if order[node] < i <= last)
+    last = max(node.users, default=node)
+    return _changed_between(node, last, base)
 
 
 def _repeats(graph: fx.Graph) -> None:
@@ -247,7 +245,7 @@ def _fuse_step(graph: fx.Graph) -> None:
 def _changed_between(start: Any, end: Any, *read: Any) -> bool:
     """Is one of the tensors changed on the way, or by the end itself?"""
     storages, node = {x.meta["storage"] for x in read}, start
-    while node is not end:
+    while node < end:
         node = node.next
         if node.meta["writes"] & storages:
             return True

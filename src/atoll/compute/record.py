@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from atoll.errors import AtollError
 
@@ -88,12 +90,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.constants, self.random = fx.Graph(), list[Tensor](), False
-        self._nodes: dict[int, fx.Node] = {}
-        self._kept: list[Any] = []  # an id means nothing once its tensor is gone
-        self._storages: dict[int, int] = {}
+        self._nodes = WeakTensorKeyDictionary()  # a recording holds no activation longer than the step itself does
+        self._storages: dict[int, tuple[int, StorageWeakRef]] = {}  # an address stays taken while a weak reference is held
         for i, x in enumerate(inputs):
             self._told(self.graph.placeholder(f"x{i}"), x)
-        self._varying = set(self._storages.values())  # what differs from step to step: it reached them from an input
+        self._varying = {
+            number for number, _ in self._storages.values()
+        }  # what differs from step to step: it reached them from an input
         self._body = self.graph.call_function(torch.empty)  # where the body begins; erased at the end
 
     @classmethod
@@ -103,7 +106,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         self.graph.erase_node(self._body)
-        self._kept.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given: Any = fx.node.map_aggregate((args, kwargs or {}), self._known)
@@ -130,22 +132,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The node of a tensor; one that nobody has seen yet is a constant, such as a frozen weight."""
         if not isinstance(x, Tensor):
             return x
-        if id(x) not in self._nodes:
+        if x not in self._nodes:
             with self.graph.inserting_before(self._body):
                 self._told(self.graph.placeholder(f"c{len(self.constants)}"), x)
             self.constants.append(x.detach())
-        return self._nodes[id(x)]
+        return self._nodes[x]
 
     def _told(self, node: fx.Node, x: Tensor) -> None:
-        self._kept.append(x)
-        self._nodes[id(x)] = node
+        self._nodes[x] = node
         node.meta.update(shape=tuple(x.shape), dtype=x.dtype, device=x.device, storage=self._storage(x))
         node.meta.setdefault("writes", frozenset())
 
     def _storage(self, x: Tensor) -> int:
         storage = x.untyped_storage()
-        self._kept.append(storage)
-        return self._storages.setdefault(storage._cdata, len(self._storages))
+        if storage._cdata not in self._storages:
+            weak: Any = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self._storages[storage._cdata] = (len(self._storages), weak)
+        return self._storages[storage._cdata][0]
 
 
 def item(values: Sequence[Any], i: int) -> Any:
