@@ -62,11 +62,26 @@ def compile_source(recorded: Recorded, state: int) -> Source:
         for name, values in takes.items():
             if any(v in used for v in values):
                 lines.append(f"    {', '.join(v if v in used else '_' for v in values)}, = {name}")
-        lines += [f"    {_line(node, names, namespace)}" for node in parts[part]]
+        dying = _last_read(parts[part], keep=set(gives or ()), names=names)
+        for node in parts[part]:
+            lines.append(f"    {_line(node, names, namespace)}")
+            if gone := dying.get(node):
+                lines.append(f"    del {', '.join(gone)}")
         lines.append(f"    return ({''.join(f'{g}, ' for g in gives)})" if gives is not None else "    return None")
     text = "\n".join(lines)
     exec(compile(text, "<captured step>", "exec"), namespace)  # our own text, of a graph that was recorded here
     return Source(namespace["once"], namespace["bind"], namespace["step"], text)
+
+
+def _last_read(part: Sequence[fx.Node], keep: set[str], names: dict[fx.Node, str]) -> dict[fx.Node, list[str]]:
+    """After which line nobody reads a value of this part any more: an activation should not outlive its use."""
+    last = {node: node for node in part if names[node] not in keep}
+    for node in part:
+        last.update((read, node) for read in node.all_input_nodes if read in last)
+    gone: dict[fx.Node, list[str]] = {}
+    for value, node in last.items():
+        gone.setdefault(node, []).append(names[value])
+    return gone
 
 
 def _named(recorded: Recorded, state: int) -> dict[fx.Node, str]:
