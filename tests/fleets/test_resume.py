@@ -13,15 +13,15 @@ from atoll.fleets.fleet import Fleet
 from atoll.fleets.phones import phones
 from atoll.fleets.steady import lognormal
 from atoll.fleets.trace import trace
-from atoll.store.runs import Store
+from atoll.rng import seeded
 from atoll.testing.store import same_bits
-from atoll.types import Event
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'atoll[data]'")
 
 from atoll import classification, digits, dirichlet, fedavg, mlp, scaffold, sgd
 from atoll.federation import Federation
 from atoll.policy import Policy, buffered, deadline, over_selecting, synchronous
+from tests.core.stopping import stopped
 
 ROUNDS = 6
 POLICIES = {
@@ -31,22 +31,6 @@ POLICIES = {
     "buffered": buffered(5, buffer=3),
     "leased": Policy(5, 3, lease_s=2.5, refill=True, late="keep"),
 }
-
-
-class StoppedError(Exception):
-    pass
-
-
-class Stop:
-    """A sink that ends the run at its n-th event."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def emit(self, event: Event) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise StoppedError
 
 
 def restless(folder: Path) -> Fleet:
@@ -62,8 +46,15 @@ def restless(folder: Path) -> Fleet:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("kind", ["lognormal", "restless", "phones"])
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        *(("restless", policy) for policy in POLICIES),
+        ("lognormal", "over-selecting"),
+        ("phones", "synchronous"),
+        ("phones", "leased"),
+    ],
+)
 def test_stopped_at_random_events(kind: str, policy: str, tmp_path: Path) -> None:
     fleets = {
         "lognormal": lambda: lognormal(example_s=0.01, up=1e4),
@@ -73,27 +64,14 @@ def test_stopped_at_random_events(kind: str, policy: str, tmp_path: Path) -> Non
     fleet = fleets[kind]()
 
     def federation() -> Federation:
-        task = classification(mlp(64, [8], 10))
+        with seeded(1):
+            task = classification(mlp(64, [8], 10))
         algorithm = scaffold(sgd(task, lr=0.1), 12) if policy == "synchronous" else fedavg(sgd(task, lr=0.1))
         return Federation(task, data, algorithm, POLICIES[policy], fleet=fleet, seed=3)
 
-    data, rng, stops = digits(clients=12, partition=dirichlet(0.5)), random.Random(5), 0
-    whole = federation()
-    start = {name: x.clone() for name, x in whole.task.module.state_dict().items()}
-    wanted = whole.run(ROUNDS)
-    with Store(tmp_path / "store") as store:
-        created = store.create("a", {}, seed=3, rounds=ROUNDS)
-        created.close()
-        for _ in range(60):
-            again = federation()
-            again.task.module.load_state_dict(start)
-            try:
-                with store.open(created.id) as run:
-                    found = again.run(ROUNDS, run, sinks=[Stop(rng.randint(2, 26))])
-                break
-            except StoppedError:
-                stops += 1
-        record = store.record(created.id)
+    data = digits(clients=12, partition=dirichlet(0.5))
+    wanted = federation().run(ROUNDS)
+    found, record, stops = stopped(federation, ROUNDS, tmp_path, 2, 26)
     assert stops >= 3
     assert same_bits(dict(found.params), dict(wanted.params))
     assert all(same_bits(found.memory(client), wanted.memory(client)) for client in data.clients)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,11 +27,11 @@ from atoll.selection.power_of_choice import power_of_choice
 from atoll.selection.rule import Selection
 from atoll.selection.tifl import tifl
 from atoll.selection.uniform import uniform
-from atoll.store.runs import Store
 from atoll.testing.store import same_bits
 from atoll.transforms.clip import clip
-from atoll.types import Answer, Dataset, Event, Task, Update
+from atoll.types import Answer, Dataset, Task, Update
 from tests.core.small import Log, holding, line, weights
+from tests.core.stopping import stopped
 
 RULES: dict[str, Callable[[Task], Selection[Any]]] = {
     "uniform": lambda task: uniform(),
@@ -68,22 +67,6 @@ def timed(*args: Any, **options: Any) -> Any:
     return Timed(serial(*args, **options))  # type: ignore[arg-type]
 
 
-class StoppedError(Exception):
-    pass
-
-
-class Stop:
-    """A sink that ends the run at its n-th event."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def emit(self, event: Event) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise StoppedError
-
-
 def asked(log: Log, work: str = "train") -> list[list[str]]:
     """Who was heard in each round, in order."""
     rounds: dict[int, list[str]] = {}
@@ -92,13 +75,14 @@ def asked(log: Log, work: str = "train") -> list[list[str]]:
     return list(rounds.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_stopped_again_and_again_on_digits(name: str, tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'atoll[data]'")
     from atoll import classification, digits, dirichlet, mlp
     from atoll.rng import seeded
 
-    data, chance, stops = digits(clients=10, partition=dirichlet(0.3)), random.Random(4), 0
+    data = digits(clients=10, partition=dirichlet(0.3))
 
     def federation() -> Federation:
         with seeded(1):
@@ -111,16 +95,7 @@ def test_stopped_again_and_again_on_digits(name: str, tmp_path: Path) -> None:
     wanted = federation().run(8)
     before = wanted.history("baseline", "loss")[0][1]
     assert wanted.metrics["loss"] < 0.8 * before
-    with Store(tmp_path) as store:
-        created = store.create("a", {}, seed=3, rounds=8)
-        created.close()
-        for _ in range(60):
-            try:
-                with store.open(created.id) as run:
-                    found = federation().run(8, run, sinks=[Stop(chance.randint(4, 30))])
-                break
-            except StoppedError:
-                stops += 1
+    found, _, stops = stopped(federation, 8, tmp_path, 4, 30)
     assert stops >= 2
     assert same_bits(dict(found.params), dict(wanted.params))
 
