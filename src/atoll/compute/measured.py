@@ -17,8 +17,7 @@ log = logging.getLogger("atoll.compute")
 def measured(before: str = "") -> Measured:
     """Eager, traced or stacked, whichever took the least CPU time for a client's step.
 
-    `before`: what an earlier part of the same run told; whether a work's steps are replayed stays as it was, so that a
-    resumed run goes on to the same bits.
+    `before`: what an earlier part of the same run told, which stays as it was, so that a resumed run goes on to the same bits.
 
     >>> list(measured().run([]))
     []
@@ -44,10 +43,12 @@ class Measured:
         key = id(trip.local.step)
         if key not in self._ways:
             work = trip.assignment.work
-            eagerly = self._before[work] == "eager" if work in self._before else _slow(trip)
-            at_once = 1 if eagerly else self._stacked.ready(trip)
-            gained = not eagerly and (work in self._before or self._stacked.gains(trip))
-            way: Compute = self._stacked if gained else self._eager
+            before = self._before.get(work)
+            eagerly = before == "eager" if before else _slow(trip)
+            stacked = self._stacked if before is None else Stacked(_count(before))
+            at_once = 1 if eagerly else stacked.ready(trip)
+            gained = not eagerly and (before is not None or stacked.gains(trip))
+            way: Compute = stacked if gained else self._eager
             self._ways[key] = (trip.local, way, at_once if gained else 1)
             self._chosen[work] = "eager" if not gained else "traced" if at_once == 1 else f"stacked {at_once}"
             log.info("%s is computed %s", work, self._chosen[work])
@@ -57,6 +58,11 @@ class Measured:
         if trips:
             self.ready(trips[0])
             yield from self._ways[id(trips[0].local.step)][1].run(trips)
+
+
+def _count(told: str) -> int:
+    """How many clients go at once: those of "stacked 4", else one."""
+    return int(told.removeprefix("stacked ")) if told.startswith("stacked ") else 1
 
 
 def _slow(trip: Trip) -> bool:

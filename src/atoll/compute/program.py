@@ -115,6 +115,7 @@ class Programs:
         local.step(carry, batch)
         if close(before, state, found):
             program.trusted = True
+            _copy(state, found)  # so that no step's bits depend on which one was the first in this process
         else:
             self.say(local, "its graph holds for one batch and not for the next: its Python depends on the data")
             self._kept[key] = (local, None)
