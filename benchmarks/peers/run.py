@@ -35,6 +35,7 @@ SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "PYTHONPATH": str(HERE),
+    "PYTHONDONTWRITEBYTECODE": "",  # peers were compiled when they were installed; Atoll's sources are in their first run
     "RAY_USAGE_STATS_ENABLED": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
