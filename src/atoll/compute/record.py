@@ -63,6 +63,8 @@ def replayed(graph: fx.Graph, instead: Mapping[Any, Callable[..., Any]] = {}) ->
     [2.0, 2.0]
     """
 
+    last = {read: node for node in graph.nodes for read in node.all_input_nodes}  # after it nobody reads that value
+
     def run(*values: Tensor) -> tuple[()]:
         known: dict[fx.Node, Any] = {}
         given = iter(values)
@@ -72,6 +74,9 @@ def replayed(graph: fx.Graph, instead: Mapping[Any, Callable[..., Any]] = {}) ->
             elif node.op == "call_function":
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = instead.get(node.target, node.target)(*args, **kwargs)
+                for read in node.all_input_nodes:
+                    if last[read] is node:
+                        del known[read]
         return ()
 
     return run
