@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -183,20 +182,6 @@ def test_more_clients_than_there_are_is_said_before_training(here: Path) -> None
     sites(here, {"one": some(), "two": some()})
     said = atoll("run", "job.toml", "--set", 'policy={name="synchronous", clients_per_round=3}', cwd=here, code=2)
     assert "policy in_flight = 3, but sites has 2 clients" in said
-
-
-@pytest.fixture
-def small(here: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    folder = here / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("a small disk can be mounted by root alone")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ from tests.core.small import Log, states
 from tests.engines.test_engines import hurting, killing, task_of
 
 pytestmark = [pytest.mark.slow]
-two = partial(ray, workers=2)
+# On a machine that does much else, a worker needs a minute to start.
+one, two = (partial(ray, workers=workers, placement_timeout_s=300.0) for workers in (1, 2))
 
 
 # One core a node, so that two workers are on two nodes; and nothing beside the raylet that need not be started.
@@ -68,22 +69,11 @@ def second(cluster: Any) -> Any:
 
 
 def test_the_laws_of_engines(cluster: Any) -> None:
-    check_engine(partial(ray, workers=1))
+    check_engine(one)
 
 
 def judged(algorithm: Algorithm[Any], task: Task) -> Algorithm[Any]:
     return with_evaluation(algorithm, evaluate(task, split="train"), [ClientId("c0"), ClientId("c2")], work="judge")
-
-
-def test_scaffold_has_the_bits_of_serial(cluster: Any, second: Any) -> None:
-    """Training and judging by one task, in the same workers, with client memory beside."""
-    task, clients, logs = task_of(), some_clients(), (Log(), Log())
-    algorithm = judged(scaffold(sgd(task, batch_size=4), population=4), task)
-    want = last(algorithm, clients, 3, task, log=logs[0])
-    got = last(algorithm, clients, 3, task, log=logs[1], engine=two)
-    assert same_bits(dict(got), dict(want))
-    assert losses(logs[0]) == losses(logs[1])
-    assert len(losses(logs[1])) == 3
 
 
 def losses(log: Log) -> list[float]:
@@ -104,40 +94,35 @@ class Removing(Log):
             self.node = None
 
 
-def test_a_node_lost_in_mid_round_leaves_the_bits_of_serial(cluster: Any, second: Any) -> None:
-    """FedAvg with momentum, clients slow enough that the lost node has work."""
+def test_scaffold_has_the_bits_of_serial_though_a_node_is_lost_in_mid_round(cluster: Any, second: Any) -> None:
+    """Trained and judged by one task, in the same workers, with client memory beside; slowly, so that the lost node has work."""
     task, clients, logs = task_of(), some_clients((7, 4, 12, 1, 5, 9)), (Log(), Removing(cluster, second, round=1))
-    local = sgd(task, batch_size=4, momentum=0.9)
-    want = last(judged(fedavg(local), task), clients, 2, task, log=logs[0])
-    slow = hurting(local, lambda assignment: time.sleep(0.1))
-    got = last(judged(fedavg(slow), task), clients, 2, task, engine=two, log=logs[1])
+    plain = scaffold(sgd(task, batch_size=4), population=6)
+    slow = plain._replace(local={"train": hurting(plain.local["train"], lambda assignment: time.sleep(0.1))})
+    want = last(judged(plain, task), clients, 3, task, log=logs[0])
+    got = last(judged(slow, task), clients, 3, task, engine=two, log=logs[1])
     assert logs[1].node is None, "the node was not removed"
     assert same_bits(dict(got), dict(want))
     assert losses(logs[0]) == losses(logs[1])
+    assert len(losses(logs[1])) == 3
     assert not logs[1].of("failure")
 
 
 def test_killed_workers_are_made_anew_and_a_client_that_costs_two_is_lost(cluster: Any, tmp_path: Path) -> None:
-    """SIGKILL once for c2, whose round is as if nothing had been; always for c0, whom nobody else suffers for."""
+    """SIGKILL whenever c0 is at work; nobody else suffers for it, not even who was in one call with it."""
     task, clients, log = task_of(), some_clients(), Log()
     others = {c: clients[c] for c in clients if c != "c0"}
     want = last(fedavg(sgd(task, batch_size=4)), others, 1, task)
-    folders = tmp_path / "once", tmp_path / "always"
-    for folder in folders:
-        folder.mkdir()
-    local = hurting(sgd(task, batch_size=4), killing("c2", folders[0], times=1))
-    algorithm = fedavg(hurting(local, killing("c0", folders[1], times=9)))
-    got = last(algorithm, clients, 1, task, engine=partial(ray, workers=1), log=log)
+    algorithm = fedavg(hurting(sgd(task, batch_size=4), killing("c0", tmp_path, times=9)))
+    got = last(algorithm, clients, 1, task, engine=one, log=log)
     (failure,) = log.of("failure")
     assert failure.client == "c0"
     assert failure.text.startswith("lost: ")
-    once, always = (len(list(folder.iterdir())) for folder in folders)
-    assert once == 1
-    assert always in (2, 3), "two by itself, and one before if it was first in a call with others"
+    assert len(list(tmp_path.iterdir())) in (2, 3), "two by itself, and one before if it was first in a call with others"
     assert same_bits(dict(got), dict(want)), "one client's death is another's"
 
 
-def test_a_hung_client_costs_its_lease_and_a_federation_built_wrongly_stops_the_run(cluster: Any, second: Any) -> None:
+def test_a_hung_client_costs_its_lease_and_a_federation_built_wrongly_stops_the_run(cluster: Any) -> None:
     def trouble(assignment: Assignment) -> None:
         if assignment.round == 1:
             raise ConfigError("the fold can't work with this")
@@ -147,7 +132,7 @@ def test_a_hung_client_costs_its_lease_and_a_federation_built_wrongly_stops_the_
     task, log = task_of(), Log()
     algorithm = fedavg(hurting(sgd(task, batch_size=4), trouble))
     with pytest.raises(ConfigError, match="the fold can't work with this"):
-        states(algorithm, some_clients(), 2, task, Policy(lease_s=4.0), engine=two, log=log)
+        states(algorithm, some_clients(), 2, task, Policy(lease_s=3.0), engine=one, log=log)
     assert [(e.client, e.text.partition(":")[0]) for e in log.of("failure")] == [("c1", "expired")]
 
 

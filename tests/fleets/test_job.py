@@ -14,7 +14,7 @@ from atoll.job.check import check
 from atoll.job.plan import rows
 from atoll.job.text import parse
 from atoll.types import ClientId
-from tests.job.test_plan import JOB
+from tests.job.digits import JOB
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'atoll[data]'")
 

@@ -8,24 +8,8 @@ from atoll.job.build import build
 from atoll.job.check import check
 from atoll.job.plan import plan
 from atoll.job.text import parse
+from tests.job.digits import JOB
 
-JOB = """atoll = 1
-rounds = 3
-[data]
-name = "digits"
-clients = 4
-[task]
-name = "classification"
-[task.model]
-name = "mlp"
-inputs = 64
-hidden = [4]
-[local]
-name = "sgd"
-batch_size = 64
-[algorithm]
-name = "fedavg"
-"""
 PARAMETERS = 64 * 4 + 4 + 4 * 10 + 10
 MODEL = PARAMETERS * 4
 CAST = 'transforms=[{name="cast"}]'

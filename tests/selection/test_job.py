@@ -13,29 +13,11 @@ from atoll.job.build import build
 from atoll.job.check import check
 from atoll.job.plan import plan, rows
 from atoll.job.text import parse
+from tests.job import digits
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'atoll[data]'")
 
-JOB = """atoll = 1
-rounds = 3
-[data]
-name = "digits"
-clients = 6
-[task]
-name = "classification"
-[task.model]
-name = "mlp"
-inputs = 64
-hidden = [4]
-[local]
-name = "sgd"
-batch_size = 64
-[algorithm]
-name = "fedavg"
-[policy]
-name = "synchronous"
-clients_per_round = 2
-"""
+JOB = digits.JOB.replace("clients = 4", "clients = 6") + '[policy]\nname = "synchronous"\nclients_per_round = 2\n'
 MODEL = (64 * 4 + 4 + 4 * 10 + 10) * 4
 
 

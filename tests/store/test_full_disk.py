@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,20 +28,6 @@ def update(number: int) -> Update:
 def until_it_fails(act: Callable[[int], object]) -> None:
     for number in range(10_000):
         act(number)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("a small disk can be mounted by root alone; the limit on file sizes is tested in its place")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_journal_on_a_full_disk(small: Path) -> None:
