@@ -10,15 +10,16 @@ import torch
 from atoll import tree
 from atoll.compute.measured import measured
 from atoll.compute.stacked import stacked
-from atoll.compute.traced import traced
+from atoll.compute.traced import Traced, traced
 from atoll.data.examples import Tensors
+from atoll.errors import ConfigError
 from atoll.local.binding import binding
 from atoll.local.sgd import sgd
 from atoll.models.mlp import mlp
 from atoll.rng import seeded
 from atoll.tasks.classification import classification
 from atoll.testing.store import same_bits
-from atoll.types import Assignment, ClientId, Compute, Tree, Trip, Update
+from atoll.types import Assignment, ClientId, Compute, Failure, Tree, Trip, Update
 
 
 def asked(clients: int = 4) -> list[Trip]:
@@ -52,3 +53,28 @@ def test_a_choice_that_was_made_stays(told: str, at_once: int) -> None:
     way = measured(told)
     assert way.ready(asked()[0]) == at_once
     assert way.told == told
+
+
+def test_a_client_that_diverges_does_not_make_a_program_trusted() -> None:
+    way, (good, *_) = Traced(), asked()
+    nan = tree.map(lambda x: torch.full_like(x, float("nan")), good.assignment.tree)
+    list(way.run([good._replace(assignment=good.assignment._replace(tree=nan))]))
+    assert [kept[1].trusted for kept in way.programs._kept.values() if kept[1]] == [False]
+    list(way.run([good]))
+    assert [kept[1].trusted for kept in way.programs._kept.values() if kept[1]] == [True]
+
+
+def test_a_client_without_examples_does_not_decide_for_the_others() -> None:
+    way, auto, (some, *_) = stacked(3), measured(), asked()
+    none = some._replace(examples=Tensors({"x": torch.zeros(0, 64), "y": torch.zeros(0, dtype=torch.int64)}))
+    assert (way.ready(none), way.ready(some)) == (1, 3)
+    assert auto.ready(none) == 1
+    assert [type(answer) for answer, _ in auto.run([none])] == [Failure]
+    assert not auto.told
+    auto.ready(some)
+    assert auto.told.startswith("train: ")
+
+
+def test_fewer_than_one_client_at_once_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        stacked(0)

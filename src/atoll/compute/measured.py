@@ -41,6 +41,8 @@ class Measured:
 
     def ready(self, trip: Trip) -> int:
         key = id(trip.local.step)
+        if key not in self._ways and not len(trip.examples):
+            return 1  # the next client will tell
         if key not in self._ways:
             work = trip.assignment.work
             before = self._before.get(work)
@@ -57,7 +59,8 @@ class Measured:
     def run(self, trips: Sequence[Trip]) -> Iterator[tuple[Answer, Tree]]:
         if trips:
             self.ready(trips[0])
-            yield from self._ways[id(trips[0].local.step)][1].run(trips)
+            _, way, _ = self._ways.get(id(trips[0].local.step), (None, self._eager, 1))
+            yield from way.run(trips)
 
 
 def _count(told: str) -> int:

@@ -113,6 +113,8 @@ class Programs:
         found = [x.clone() for x in state]
         self._restore(state, before, draws)
         local.step(carry, batch)
+        if not all(bool(torch.isfinite(x).all()) for x in state):
+            return  # a diverged client says nothing of its program: the next batch will
         if close(before, state, found):
             program.trusted = True
             _copy(state, found)  # so that no step's bits depend on which one was the first in this process

@@ -99,9 +99,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, tuple[int, StorageWeakRef]] = {}  # an address stays taken while a weak reference is held
         for i, x in enumerate(inputs):
             self._told(self.graph.placeholder(f"x{i}"), x)
-        self._varying = {
-            number for number, _ in self._storages.values()
-        }  # what differs from step to step: it reached them from an input
+        # What differs from step to step: an input, and whatever it reached.
+        self._varying = {number for number, _ in self._storages.values()}
         self._body = self.graph.call_function(torch.empty)  # where the body begins; erased at the end
 
     @classmethod

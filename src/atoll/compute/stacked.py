@@ -19,6 +19,7 @@ from atoll.compute.program import Program, signature
 from atoll.compute.record import UntraceableError, record, written
 from atoll.compute.stack import Row, Stack, answer_of, row_of
 from atoll.compute.traced import Traced
+from atoll.errors import ConfigError
 from atoll.tree import Rows
 from atoll.types import Answer, Batch, Compute, Local, Tree, Trip
 
@@ -31,9 +32,14 @@ APART = "clients are computed one after another"
 def stacked(chunk: int | None = None) -> Compute:
     """Chunks of clients as one program; `chunk` of them at once, None: as many as a trial finds fastest.
 
+    Raises:
+        ConfigError: chunk is below 1.
+
     >>> list(stacked().run([]))
     []
     """
+    if chunk is not None and chunk < 1:
+        raise ConfigError(f"stacked chunk = {chunk}: must be 1 or more clients at once")
     return Stacked(chunk)
 
 
@@ -51,6 +57,8 @@ class Stacked:
             return 1
         key = id(trip.local.step)
         if key not in self._best:
+            if not len(trip.examples):
+                return 1  # the next client will tell
             self._best[key] = (trip.local, self._trial(trip))
         return self._best[key][1]
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atoll.compute import stacked as compute
 from atoll.engines.serial import Clients, serial
 from atoll.types import Engine, Local, Memories
 
 
-def stacked(locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories | None = None, threads: int = 1) -> Engine:
-    """`serial` that trains a chunk of clients as one program, as many as a trial finds fastest; equal up to rounding.
+def stacked(
+    locals_: Mapping[str, Local[Any]],
+    clients: Clients,
+    memories: Memories | None = None,
+    threads: int = 1,
+    chunk: int | None = None,
+) -> Engine:
+    """`serial` that trains a chunk of clients as one program: `chunk` of them, or as many as a trial finds fastest.
 
-    >>> stacked({}, {}).now() > 0
+    Equal to `serial` up to rounding.
+
+    >>> stacked({}, {}, chunk=4).now() > 0
     True
     """
-    return serial(locals_, clients, memories, threads, compute="stacked")
+    return serial(locals_, clients, memories, threads, compute.stacked(chunk))
