@@ -81,6 +81,26 @@ def test_chunks_give_the_bits_of_serial_and_what_is_ready_is_inherited() -> None
         assert same_bits(dict(last(algorithm, clients, 4, task, engine=by(compute))), dict(want))
 
 
+def test_what_is_made_ready_is_shown_a_client_with_examples() -> None:
+    shown: list[int] = []
+
+    class Shown(Threes):
+        def ready(self, trip: Trip) -> int:
+            shown.append(len(trip.examples))
+            return super().ready(trip)
+
+    clients = {**some_clients((3, 5)), ClientId("a"): {"train": Tensors({"x": torch.zeros(0, 4), "y": torch.zeros(0).long()})}}
+    engine = by(Shown)({"train": sgd(task_of(), batch_size=4)}, clients, Kept())
+    try:
+        start = pack(binding(task_of().module).state())
+        engine.submit([Assignment(0, client, "train", start, 0) for client in sorted(clients)])
+        kinds = sorted(type(answer).__name__ for answer in engine.results(60.0))
+    finally:
+        engine.close()
+    assert sorted(clients)[0] == "a"
+    assert (kinds, [count > 0 for count in shown]) == (["Failure", "Update", "Update"], [True])
+
+
 @pytest.mark.parametrize("compute", [Threes, Together])
 @pytest.mark.parametrize("client", ["c0", "c1", "c2"])
 def test_a_worker_killed_in_mid_chunk_costs_nobody(compute: type[Threes], client: str, tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ class Processes:
     def _dispatch(self) -> None:
         for work, asked in _by_work(self._new).items():
             if work not in self._at_once:
-                self._at_once[work] = self.compute.ready(self._trip(asked[0]))
+                telling = (trip for trip in map(self._trip, asked) if len(trip.examples))  # an empty client tells nothing
+                self._at_once[work] = self.compute.ready(next(telling, self._trip(asked[0])))
             self._queue.extend(self._chunks(asked, None))
         self._new.clear()
         if not self._queue:
