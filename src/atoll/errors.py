@@ -34,6 +34,10 @@ class TreeError(AtollError, ValueError):
     """Two trees disagree in names, shapes or dtypes."""
 
 
+class FrameError(AtollError, ValueError):
+    """Bytes from a network are no frame, are damaged, or announce what is not allowed here; or a value no frame carries."""
+
+
 class DataError(AtollError, ValueError):
     """Data that can't be read, is empty, or is not what the task wants."""
 

@@ -25,6 +25,7 @@ from atoll.engines.traced import traced
 from atoll.engines.virtual import Followed, Virtual
 from atoll.errors import ConfigError
 from atoll.fleets.fleet import Fleet
+from atoll.interfaces import Engine, Journal, Memories, Sink
 from atoll.local.binding import binding
 from atoll.local.evaluate import evaluate
 from atoll.policy import Policy
@@ -36,21 +37,7 @@ from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.store.several import Several
 from atoll.transforms.pipe import pipe
-from atoll.types import (
-    HELD_OUT,
-    Algorithm,
-    ClientId,
-    Dataset,
-    Engine,
-    Examples,
-    Journal,
-    Local,
-    Memories,
-    Sink,
-    Task,
-    Transform,
-    Tree,
-)
+from atoll.types import HELD_OUT, Algorithm, ClientId, Dataset, Examples, Local, Task, Transform, Tree
 
 if TYPE_CHECKING:
     from atoll.store.run import Run

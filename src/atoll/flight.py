@@ -6,9 +6,10 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from atoll import tree
+from atoll.interfaces import Engine, Journal
 from atoll.policy import Policy
-from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Engine, Failure, Journal, Update
+from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Failure
+from atoll.wire import frame
 
 
 class Flight:
@@ -92,8 +93,8 @@ class Flight:
         self._started.discard(_job(answer))
         if answer.client.startswith(HELD_OUT):
             return {}
-        up = tree.size_bytes(answer.tree) if isinstance(answer, Update) else 0
-        return {"bytes_down": tree.size_bytes(assignment.tree), "bytes_up": up}
+        down, up = frame.size(assignment), frame.size(answer)
+        return {"bytes_down": down.total, "bytes_up": up.total, "header_down": down.header, "header_up": up.header}
 
     def cancel(self, round: int, work: str) -> None:
         """Whoever is still at this work need not finish it."""

@@ -20,23 +20,38 @@ class Fold:
     def __init__(self, request: Request, policy: Policy, now: int, in_order: bool) -> None:
         self.order: list[ClientId] = []  # as asked: the canonical order
         self.heard = 0
-        self.like = request.like  # names and shapes that every update must have; if not given, the first one's
+        self._like = request.like  # names and shapes that every update must have; if not given, the first one's
+        self._decode = request.decode
+        self._plain: Update | None = None  # what was last judged, decoded: most likely the next to be folded
         self._reduce, self._now, self._in_order = request.reduce, now, in_order
         self._staleness = policy.staleness if request.discount else constant
         self._acc, self._early = request.reduce.init(), dict[ClientId, Callable[[], Update] | None]()
         self._next, self._clients, self._each = 0, list[ClientId](), list[Metrics]()
         self._metrics = dict[str, tuple[float, float]]()
 
+    def judge(self, update: Update) -> Answer:
+        """The update as it came, or the failure that it is: it does not decode, or see `verdict`."""
+        try:
+            plain = self._plainly(update)
+        except TreeError as error:
+            return _failed(update, "invalid", str(error))
+        found = verdict(plain, self._like)
+        if isinstance(found, Failure):
+            return found
+        if self._like is None and plain.tree:
+            self._like = tree.map(lambda x: x.new_empty(x.shape, device="meta"), plain.tree)
+        self._plain = plain
+        return update
+
     def hear(self, answer: Answer, hold: Callable[[Update], Callable[[], Update]]) -> None:
-        """Fold an answer if it is its turn; hold it until then if not."""
+        """Fold an answer, the one judged last, if it is its turn; hold it until then if not."""
+        plain, self._plain = self._plain, None
         self.heard += isinstance(answer, Update)
-        if isinstance(answer, Update) and self.like is None and answer.tree:
-            self.like = tree.map(lambda x: x.new_empty(x.shape, device="meta"), answer.tree)
         if not self._in_order:
-            self._add(answer)
+            self._add(plain or answer)
         elif self._next < len(self.order) and self.order[self._next] == answer.client:
             self._next += 1
-            self._add(answer)
+            self._add(plain or answer)
         else:
             self._early[answer.client] = hold(answer) if isinstance(answer, Update) else None
 
@@ -54,7 +69,10 @@ class Fold:
             load = self._early.pop(self.order[self._next])
             self._next += 1
             if load is not None:
-                self._add(load())
+                self._add(self._plainly(load()))
+
+    def _plainly(self, update: Update) -> Update:
+        return self._decode(update)._replace(checked=False) if self._decode else update
 
     def _add(self, answer: Answer) -> None:
         if isinstance(answer, Failure):

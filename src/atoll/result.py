@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atoll.errors import StoreError
+from atoll.interfaces import Memories
 from atoll.local.binding import binding
 from atoll.store import machine
 from atoll.store.record import Incident, Point, Record
-from atoll.types import ClientId, Event, Memories, Task, Tree
+from atoll.types import ClientId, Event, Task, Tree
 
 
 class Recorder:

@@ -17,7 +17,8 @@ from atoll import rng
 from atoll.data.examples import batches
 from atoll.errors import AtollError, ConfigError, RoundError
 from atoll.flight import Flight
-from atoll.fold import Fold, verdict
+from atoll.fold import Fold
+from atoll.interfaces import Engine, Journal, Sink
 from atoll.policy import Policy
 from atoll.types import (
     Algorithm,
@@ -25,16 +26,13 @@ from atoll.types import (
     Assignment,
     Batch,
     ClientId,
-    Engine,
     Event,
     Examples,
     Failure,
-    Journal,
     Local,
     Reduced,
     Request,
     Seen,
-    Sink,
     Steps,
     Tree,
     Trip,
@@ -117,7 +115,7 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
             shell.sink.emit(Event("late", now, work, landed.client, text=f"from round {landed.round}"))
             top_up(not whole)
             continue
-        answer = landed if isinstance(landed, Failure) else verdict(landed, fold.like)
+        answer = landed if isinstance(landed, Failure) else fold.judge(landed)
         if not replayed:
             shell.journal.accept(answer)
         cost = flight.accept(answer)

@@ -1,4 +1,4 @@
-"""The values that cross between server and client, and the interfaces that move them. Nothing here does I/O.
+"""The values that cross between server and client; `atoll.interfaces` moves them. Nothing here does I/O.
 
 Four flows meet in these types: a `Request` from the algorithm becomes one `Assignment` a client; a client
 answers with an `Update` (or the engine says `Failure`); an `Aggregator` folds updates into one tree; the
@@ -7,7 +7,7 @@ algorithm receives it as `Reduced`. `atoll.round` is the one place where all fou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
@@ -87,6 +87,7 @@ class Request(NamedTuple):
     cohort: int | None = None  # ask this many and wait for all of them; None: as the policy says
     like: Tree | None = None  # names and shapes that every answer must have; None: those of the first one heard
     discount: bool = True  # False: the algorithm weighs stale updates itself, the policy's factor does not apply
+    decode: Callable[[Update], Update] | None = None  # from what crossed the network to what `like` and `reduce` know
 
 
 class Reduced(NamedTuple):
@@ -186,24 +187,32 @@ class Algorithm(NamedTuple, Generic[S]):
 
 
 class Properties(NamedTuple):
-    """What a transform promises; `pipe` and the secure sum refuse what does not compose."""
+    """What a transform promises; `transforms.compose` refuses what does not go together."""
 
-    linear: bool = False  # decode(sum of encodes) = sum of what was encoded, up to rounding
-    unbiased: bool = False
+    linear: bool = False  # encode(a) + encode(b) = encode(a + b) under one broadcast, up to rounding: a secure sum may add it
+    unbiased: bool = False  # the mean over seeds of what the server gets is what was encoded
     memory: bool = False  # keeps something at the client between rounds
     bounds_norm: bool = False
+    shared: bool = False  # needs parameters, such as a seed, that the server draws for all clients of a round
+    entropy: bool = False  # what it sends are entropy-coded bytes: a link after it finds nothing to work on
+    feedback: bool = False  # what it leaves out of one round is added to a later one
 
 
 class Transform(NamedTuple, Generic[S]):
-    """One mechanism, both halves side by side."""
+    """One mechanism, both halves side by side.
+
+    `decode` raises TreeError where the update is not one that `encode` makes; its second argument is what the
+    algorithm expects (names and shapes), None where it does not say. None: the sum suffices, and `finish` is given it.
+    """
 
     name: str
     init: Callable[[Tree], S]
     broadcast: Callable[[S], Tree]  # server -> clients, beside the model
     encode: Callable[[Assignment, Tree, Tree, Update], tuple[Update, Tree]]  # (.., broadcast, memory, update)
-    decode: Callable[[Update], Update] | None  # server, one update; None: the sum suffices
+    decode: Callable[[Update, Tree | None], Update] | None  # server, one update
     finish: Callable[[S, Reduced], tuple[Tree, S]]  # server, after the reduce
     properties: Properties = Properties()
+    form: Callable[[Tree], Tree] | None = None  # without decode: names and shapes that encode makes of a tree; None: the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,89 +258,6 @@ class Trip(NamedTuple):
     memory: Tree
 
 
-class Compute(Protocol):
-    """How an engine computes trips: one by one as `atoll.round.work` does, from a captured program, several as one."""
-
-    def ready(self, trip: Trip) -> int:
-        """Do, once, what serves all trips like this one; how many of them to give at once."""
-        ...
-
-    def run(self, trips: Sequence[Trip]) -> Iterator[tuple[Answer, Tree]]:
-        """An answer and the client's new memory for each trip, in their order; the trips are of one work."""
-        ...
-
-
-class Engine(Protocol):
-    """Where client work runs: in this process, in resident processes, on a Ray cluster, in virtual time.
-
-    For every assignment submitted, and not cancelled, exactly one answer comes out of `results`.
-    """
-
-    def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
-        """Who of these could start work now, in their order; waits, on the engine's clock, until somebody can."""
-        ...
-
-    def submit(self, assignments: Iterable[Assignment]) -> None: ...
-    def results(self, timeout_s: float) -> Iterator[Answer]:
-        """Answers as they land. Ends when nothing is outstanding or `timeout_s` has passed."""
-        ...
-
-    def acknowledge(self, update: Update) -> None:
-        """The update is safe: commit the client memory that belongs to it and free its buffers."""
-        ...
-
-    def refuse(self, answer: Answer) -> None:
-        """The answer is not wanted: drop the client memory that belongs to it and free its buffers."""
-        ...
-
-    def cancel(self, round: int, work: str) -> None:
-        """Forget what is still outstanding of this work, client memory included."""
-        ...
-
-    def started(self, assignment: Assignment) -> bool:
-        """False while it only waits for its turn: a lease does not run out in a queue."""
-        ...
-
-    def now(self) -> float:
-        """Seconds on the engine's clock, virtual or real; only differences mean anything."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Journal(Protocol):
-    """What was answered in the open round, kept so that a killed run replays it to the same bits."""
-
-    def begin(self, round: int) -> None:
-        """Open a round: what was kept of earlier ones may go; what is kept of this one stays."""
-        ...
-
-    def accept(self, answer: Answer) -> None:
-        """On return the answer survives the death of the process."""
-        ...
-
-    def hold(self, update: Update) -> Callable[[], Update]:
-        """Keep an accepted update that came before its turn; the call gives it back."""
-        ...
-
-    def places(self, round: int) -> Iterator[tuple[int, ClientId, str]]:
-        """(round, client, work) of what `accepted` gives, in that order, without reading a tensor."""
-        ...
-
-    def accepted(self, round: int) -> Iterator[Answer]:
-        """The answers accepted while `round` was open, in the order in which they were accepted."""
-        ...
-
-
-class Memories(Protocol):
-    """Client memory in two phases: `propose` with the update, `commit` when the server has acknowledged it."""
-
-    def get(self, client: ClientId) -> Tree: ...
-    def propose(self, client: ClientId, round: int, work: str, memory: Tree) -> None: ...
-    def commit(self, client: ClientId, round: int, work: str) -> None: ...
-    def discard(self, client: ClientId, round: int, work: str) -> None: ...
-
-
 class Event(NamedTuple):
     """Something that happened in a run."""
 
@@ -341,9 +267,3 @@ class Event(NamedTuple):
     client: ClientId | None = None
     metrics: Metrics = {}  # noqa: RUF012
     text: str = ""
-
-
-class Sink(Protocol):
-    """Where events go: a progress bar, the runs database, TensorBoard, MLflow."""
-
-    def emit(self, event: Event) -> None: ...

@@ -24,6 +24,7 @@ from atoll.compute.stacked import Stacked, stacked
 from atoll.compute.traced import traced
 from atoll.data.examples import Tensors
 from atoll.engines.serial import serial
+from atoll.interfaces import Compute
 from atoll.local.adamw import adamw
 from atoll.local.binding import binding
 from atoll.local.evaluate import evaluate
@@ -38,7 +39,7 @@ from atoll.tasks.forecast import forecast
 from atoll.testing.engine import check_engine
 from atoll.transforms.clip import clip
 from atoll.transforms.pipe import pipe
-from atoll.types import Assignment, ClientId, Compute, Failure, Local, Task, Tree, Trip, Update
+from atoll.types import Assignment, ClientId, Failure, Local, Task, Tree, Trip, Update
 
 DRAW = torch.Generator().manual_seed(5)
 BASE = Tensors({"x": torch.randn(60, 5, generator=DRAW), "y": torch.randint(3, (60,), generator=DRAW)})

@@ -13,13 +13,14 @@ from atoll.compute.stacked import stacked
 from atoll.compute.traced import Traced, traced
 from atoll.data.examples import Tensors
 from atoll.errors import ConfigError
+from atoll.interfaces import Compute
 from atoll.local.binding import binding
 from atoll.local.sgd import sgd
 from atoll.models.mlp import mlp
 from atoll.rng import seeded
 from atoll.tasks.classification import classification
 from atoll.testing.store import same_bits
-from atoll.types import Assignment, ClientId, Compute, Failure, Tree, Trip, Update
+from atoll.types import Assignment, ClientId, Failure, Tree, Trip, Update
 
 
 def asked(clients: int = 4) -> list[Trip]:

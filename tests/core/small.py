@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from atoll.data.examples import Tensors
 from atoll.engines.serial import serial
+from atoll.interfaces import Engine, Journal, Memories
 from atoll.policy import Policy
 from atoll.round import RunState, Shell, run
 from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.tasks.custom import custom
-from atoll.types import Algorithm, ClientId, Engine, Event, Examples, Journal, Memories, Task
+from atoll.types import Algorithm, ClientId, Event, Examples, Task
 
 Clients = Mapping[ClientId, Mapping[str, Examples]]
 

@@ -20,6 +20,7 @@ from atoll.algorithms.fedavg import fedavg
 from atoll.engines.processes import processes
 from atoll.engines.serial import serial
 from atoll.errors import ConfigError
+from atoll.interfaces import Engine
 from atoll.local.binding import binding
 from atoll.local.sgd import sgd
 from atoll.models.mlp import mlp
@@ -28,7 +29,7 @@ from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.testing.engine import check_engine
 from atoll.testing.store import same_bits
-from atoll.types import Algorithm, Assignment, Batch, ClientId, Engine, Event, Failure, Local, Task, Tree, Update
+from atoll.types import Algorithm, Assignment, Batch, ClientId, Event, Failure, Local, Task, Tree, Update
 from tests.algorithms.test_laws import last, some_clients
 from tests.core.small import Log, holding, line, states
 

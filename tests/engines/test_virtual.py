@@ -21,9 +21,10 @@ from atoll.errors import ConfigError
 from atoll.fleets.energy import handset
 from atoll.fleets.fleet import Device, Fleet, always, everybody
 from atoll.fleets.steady import lognormal, uniform
+from atoll.interfaces import Engine
 from atoll.store.memories import Kept
 from atoll.testing.engine import check_engine
-from atoll.types import HELD_OUT, Assignment, Batching, ClientId, Engine, Examples, Failure, Local, Seen, Tree, Update
+from atoll.types import HELD_OUT, Assignment, Batching, ClientId, Examples, Failure, Local, Seen, Tree, Update
 
 
 @pytest.mark.parametrize("ahead", [1, 16])

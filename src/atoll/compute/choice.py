@@ -9,7 +9,7 @@ from atoll.compute.measured import measured
 from atoll.compute.stacked import stacked
 from atoll.compute.traced import traced
 from atoll.errors import unknown
-from atoll.types import Compute
+from atoll.interfaces import Compute
 
 Way: TypeAlias = Literal["eager", "traced", "stacked", "auto"]
 

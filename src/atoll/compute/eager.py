@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from atoll.interfaces import Compute
 from atoll.round import work
-from atoll.types import Answer, Compute, Tree, Trip
+from atoll.types import Answer, Tree, Trip
 
 
 def eager() -> Compute:

@@ -9,7 +9,8 @@ from typing import Any
 from atoll.compute.eager import Eager
 from atoll.compute.stack import row_of
 from atoll.compute.stacked import TRIAL_S, Stacked, spent
-from atoll.types import Answer, Compute, Local, Tree, Trip
+from atoll.interfaces import Compute
+from atoll.types import Answer, Local, Tree, Trip
 
 log = logging.getLogger("atoll.compute")
 

@@ -20,8 +20,9 @@ from atoll.compute.record import UntraceableError, record, written
 from atoll.compute.stack import Row, Stack, answer_of, row_of
 from atoll.compute.traced import Traced
 from atoll.errors import ConfigError
+from atoll.interfaces import Compute
 from atoll.tree import Rows
-from atoll.types import Answer, Batch, Compute, Local, Tree, Trip
+from atoll.types import Answer, Batch, Local, Tree, Trip
 
 SIZES = (4, 8)  # numbers of clients that are tried: past these the parameters of more clients leave the caches
 TRIAL_S = 0.5  # a step that takes longer is bound by arithmetic: more clients at once gain nothing on a CPU

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from atoll.compute.cudagraph import Graphs
 from atoll.compute.program import Program, Programs, signature
+from atoll.interfaces import Compute
 from atoll.round import loop, work
-from atoll.types import Answer, Batch, Compute, Local, Seen, Tree, Trip
+from atoll.types import Answer, Batch, Local, Seen, Tree, Trip
 
 
 def traced() -> Compute:

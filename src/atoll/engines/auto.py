@@ -11,7 +11,8 @@ import torch
 from atoll.compute.measured import measured
 from atoll.engines.processes import processes
 from atoll.engines.serial import Clients, serial
-from atoll.types import Engine, Local, Memories
+from atoll.interfaces import Engine, Memories
+from atoll.types import Local
 
 
 def auto(

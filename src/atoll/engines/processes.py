@@ -24,8 +24,9 @@ from atoll.engines.serial import Clients, examples_of, no_data
 from atoll.engines.shared import Board, Placed
 from atoll.engines.worker import Chunk, Reply, Seat, Worker
 from atoll.errors import ConfigError, RoundError
+from atoll.interfaces import Compute, Engine, Memories
 from atoll.store.memories import Kept
-from atoll.types import Answer, Assignment, ClientId, Compute, Engine, Failure, Local, Memories, Trip, Update
+from atoll.types import Answer, Assignment, ClientId, Failure, Local, Trip, Update
 
 PORTION_S = 0.005  # of work in one message: several small clients share the cost of waking a worker
 NAP_S = 0.003  # at most, between two looks at the workers: several answers share the cost of waking this process

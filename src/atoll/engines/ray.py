@@ -22,8 +22,9 @@ from atoll.engines.order import portion
 from atoll.engines.parcel import pack, wrap
 from atoll.engines.serial import Clients, examples_of, no_data
 from atoll.errors import ConfigError, RoundError
+from atoll.interfaces import Engine, Memories
 from atoll.store.memories import Kept
-from atoll.types import Answer, Assignment, ClientId, Engine, Failure, Local, Memories, Tree, Update
+from atoll.types import Answer, Assignment, ClientId, Failure, Local, Tree, Update
 
 PORTION_S = 0.05  # of work in one call: several small clients share the cost of sending it
 AHEAD = 2  # calls a worker has at once: the one it works on and the next

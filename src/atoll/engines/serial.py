@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from atoll.compute.choice import Way, compute_by
+from atoll.interfaces import Compute, Engine, Memories
 from atoll.store.memories import Kept
-from atoll.types import Answer, Assignment, ClientId, Compute, Engine, Examples, Failure, Local, Memories, Trip, Update
+from atoll.types import Answer, Assignment, ClientId, Examples, Failure, Local, Trip, Update
 
 Clients = Mapping[ClientId, Mapping[str, Examples]]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from atoll.compute import stacked as compute
 from atoll.engines.serial import Clients, serial
-from atoll.types import Engine, Local, Memories
+from atoll.interfaces import Engine, Memories
+from atoll.types import Local
 
 
 def stacked(

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.engines.serial import Clients, serial
-from atoll.types import Engine, Local, Memories
+from atoll.interfaces import Engine, Memories
+from atoll.types import Local
 
 
 def traced(locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories | None = None, threads: int = 1) -> Engine:

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from atoll import tree
 from atoll.engines.serial import Clients, examples_of
 from atoll.errors import ConfigError
 from atoll.fleets.fleet import Device, Fleet, Spent, spent
-from atoll.types import HELD_OUT, Answer, Assignment, Batching, ClientId, Engine, Failure, Journal, Local, Update
+from atoll.interfaces import Engine, Journal
+from atoll.types import HELD_OUT, Answer, Assignment, Batching, ClientId, Failure, Local, Update
+from atoll.wire import frame
 
 TICK = 2.0**20  # ticks a second
 PATIENCE_S = 3600.0  # real seconds without any answer of the inner engine after which it is given up on
@@ -230,12 +231,12 @@ class Virtual:
         if not isinstance(errand.answer, Update):
             errand.cost = self._wasted(errand, errand.due_s)
             return
-        bytes_up = tree.size_bytes(errand.answer.tree)
+        bytes_up = frame.size(errand.answer).total
         self._settle(errand, bytes_up)
         if isinstance(errand.answer, Update):  # and not lost on its way up
             busy_s, trip_s = _busy_s(errand, bytes_up), errand.due_s - errand.assignment.sent_s
             transfer_s, wait_s = busy_s - errand.compute_s, max(trip_s - busy_s, 0.0)
-            bytes_down = tree.size_bytes(errand.assignment.tree)
+            bytes_down = frame.size(errand.assignment).total
             cost = errand.cost = spent(self._fleet.energy, errand.compute_s, transfer_s, wait_s, bytes_down, bytes_up)
             told = {"seconds": trip_s, "transfer_s": transfer_s, "wait_s": wait_s}
             told |= {"energy_j": cost.energy_j, "co2e_g": cost.co2e_g}
@@ -243,7 +244,7 @@ class Virtual:
 
     def _wasted(self, errand: Errand, until_s: float) -> Spent:
         """What a device had spent by a moment at which its work was given up: it receives, computes, then sends."""
-        device, size = errand.device, tree.size_bytes(errand.assignment.tree)
+        device, size = errand.device, frame.size(errand.assignment).total
         if device is None:
             return Spent()
         passed_s = max(until_s - errand.assignment.sent_s, 0.0)
@@ -288,7 +289,7 @@ def examples_read(count: int, batching: Batching) -> int:
 
 def _busy_s(errand: Errand, bytes_up: int) -> float:
     assert errand.device is not None
-    return tree.size_bytes(errand.assignment.tree) / errand.device.down + errand.compute_s + bytes_up / errand.device.up
+    return frame.size(errand.assignment).total / errand.device.down + errand.compute_s + bytes_up / errand.device.up
 
 
 def _tick(at_s: float) -> float:

@@ -23,7 +23,8 @@ import torch
 
 from atoll.engines.shared import Arena, Forms, Placed, Told
 from atoll.fold import verdict
-from atoll.types import Answer, Assignment, ClientId, Compute, Examples, Failure, Local, Tree, Trip, Update
+from atoll.interfaces import Compute
+from atoll.types import Answer, Assignment, ClientId, Examples, Failure, Local, Tree, Trip, Update
 
 _LENGTH = struct.Struct("!I")  # before each reply
 _PROMPT_BYTES = 16 << 20  # slots of this size are given back at once, smaller ones with the next message

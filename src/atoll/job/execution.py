@@ -13,9 +13,10 @@ from atoll.job.schema import Job
 
 if TYPE_CHECKING:
     from atoll.federation import Federation
+    from atoll.interfaces import Sink
     from atoll.result import Result
     from atoll.store.run import Run
-    from atoll.types import Sink, Tree
+    from atoll.types import Tree
 
 MODEL = "model"  # the folder of the trained model, in the run's
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from atoll import catalog
@@ -100,12 +101,33 @@ def plan(job: Job) -> Plan:
 
 
 def _narrowed(job: Job) -> float:
-    """Bytes of an encoded update over those of the same in fp32."""
+    """Bytes of an encoded update over those of the same in fp32: each codec works on the values that the one before it leaves."""
     share = 1.0
     for given in job.transforms:
-        traffic = catalog.find("transform", given.name).traffic
-        share *= float(traffic.get("up", 1)) * float(traffic.get("bytes_per_value", FLOAT_BYTES)) / FLOAT_BYTES
+        entry = catalog.find("transform", given.name)
+        share *= _bits(entry, given) / (8 * FLOAT_BYTES)
     return share
+
+
+def _bits(entry: catalog.Entry, given: Named) -> float:
+    """Bits a value after a codec, as its literal TRAFFIC says: `bits`, times the parameter named by `per`, or by `points`.
+
+    `points`: pairs of that parameter and the bits measured there, between which it is interpolated.
+    """
+    traffic = entry.traffic
+    if "per" not in traffic:
+        return float(traffic.get("bits", 8 * FLOAT_BYTES))
+    parameter = entry.parameter(traffic["per"])
+    at = float(given.parameters.get(traffic["per"], parameter.default if parameter else 1.0))
+    if "points" not in traffic:
+        return float(traffic["bits"]) * at
+    points = sorted(traffic["points"])
+    if at <= points[0][0]:
+        return float(points[0][1])
+    for (x, low), (y, high) in pairwise(points):
+        if at <= y:
+            return float(low + (high - low) * (at - x) / (y - x))
+    return float(points[-1][1])
 
 
 def _probed(selection: Named, asked: int | None, clients: int | None) -> int | None:

@@ -14,6 +14,7 @@ from atoll.errors import AtollError, ConfigError
 from atoll.job.schema import Job, Named
 from atoll.job.text import Spot
 from atoll.selection.rule import cohort, refuse
+from atoll.transforms.compose import Link, clashes
 
 
 class Problem(NamedTuple):
@@ -104,17 +105,9 @@ def _fleet(job: Job) -> Iterator[Problem]:
 def _transforms(job: Job) -> Iterator[Problem]:
     """What `pipe` refuses, by what the factories say of themselves in their source."""
     entries = [catalog.find("transform", each.name) for each in job.transforms]
-    composite = "composite" in catalog.find("algorithm", job.algorithm.name).said
-    for i, entry in enumerate(entries):
-        spot, at = ("transforms", i, "name"), f"[[transforms]] number {i + 1}: {entry.name}"
-        if entry.name in [each.name for each in entries[:i]]:
-            yield Problem(spot, f"{at} is attached already; keep one")
-        elif "bounds_norm" in entry.said and composite:
-            yield Problem(
-                spot, f"{at} bounds the norm of an update, but the clients of {job.algorithm.name} send more than that; remove it"
-            )
-        elif "bounds_norm" in entry.said and i and "bounds_norm" not in entries[i - 1].said:
-            yield Problem(spot, f"{at} bounds the norm of what {entries[i - 1].name} has encoded; put {entry.name} first")
+    payload = "composite" if "composite" in catalog.find("algorithm", job.algorithm.name).said else "update"
+    for clash in clashes([Link(entry.name, entry.said) for entry in entries], payload=payload):
+        yield Problem(("transforms", clash.at, "name"), f"[[transforms]] number {clash.at + 1}: {clash.text}")
 
 
 def _fits(job: Job) -> Iterator[Problem]:

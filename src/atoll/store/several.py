@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from atoll.types import Event, Sink
+from atoll.interfaces import Sink
+from atoll.types import Event
 
 
 class Several:

@@ -11,6 +11,7 @@ import torch
 
 from atoll import tree
 from atoll.data.examples import Tensors
+from atoll.interfaces import Engine
 from atoll.local.binding import binding
 from atoll.local.evaluate import evaluate
 from atoll.local.sgd import sgd
@@ -20,7 +21,7 @@ from atoll.store import state
 from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.testing.store import same_bits
-from atoll.types import Answer, Assignment, Batching, ClientId, Engine, Examples, Failure, Local, Seen, Tree, Update
+from atoll.types import Answer, Assignment, Batching, ClientId, Examples, Failure, Local, Seen, Tree, Update
 
 Make = Callable[[Mapping[str, Local[Any]], Mapping[ClientId, Mapping[str, Examples]], Kept], Engine]
 PATIENCE_S = 60.0

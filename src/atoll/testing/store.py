@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from atoll.errors import ConfigError, StoreError, UnknownName
+from atoll.interfaces import Journal, Memories
 from atoll.store.runs import Store
 from atoll.tree import Flat, pack
-from atoll.types import Answer, Assignment, ClientId, Event, Failure, Journal, Memories, Tree, Update
+from atoll.types import Answer, Assignment, ClientId, Event, Failure, Tree, Update
 
 NORTH, SOUTH = ClientId("north"), ClientId("../south /\u00e9\U0001f3dd")
 

@@ -10,7 +10,7 @@ from atoll import tree
 from atoll.errors import ConfigError
 from atoll.types import Assignment, Properties, Transform, Tree, Update
 
-TRAFFIC = {"bytes_per_value": 2}
+TRAFFIC = {"bits": 16}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

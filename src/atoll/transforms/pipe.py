@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from atoll import tree
 from atoll.errors import ConfigError
-from atoll.types import Aggregator, Algorithm, Assignment, ClientId, Local, Reduced, Request, Seen, Transform, Tree, Update
+from atoll.transforms.compose import Link, clashes
+from atoll.types import Algorithm, Assignment, ClientId, Local, Reduced, Request, Seen, Transform, Tree, Update
 
 S = TypeVar("S")
 G = TypeVar("G")
@@ -17,8 +17,7 @@ G = TypeVar("G")
 def pipe(inner: Algorithm[Any], *links: Transform[Any], work: str = "train") -> Algorithm[Any]:
     """`pipe(fedavg(...), clip(1.0), cast("bf16"))` clips, then casts: the last link is nearest the network.
 
-    Raises ConfigError when a transform is attached twice, when the algorithm does no such work, or when a link that
-    bounds the norm comes after one that changes the representation.
+    Raises ConfigError when the algorithm does no such work, or when links do not go together: see `transforms.compose`.
 
     >>> from atoll.algorithms.fedavg import fedavg
     >>> from atoll.local.sgd import sgd
@@ -29,22 +28,10 @@ def pipe(inner: Algorithm[Any], *links: Transform[Any], work: str = "train") -> 
     Traceback (most recent call last):
     atoll.errors.ConfigError: pipe: 'clip' is attached twice; keep one
     """
-    names = [link.name for link in links]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"pipe: {sorted(doubled)[0]!r} is attached twice; keep one")
     if work not in inner.local:
         raise ConfigError(f"pipe: the algorithm has no work {work!r} to attach to; it has {', '.join(sorted(inner.local))}")
-    for link in links:
-        if link.properties.bounds_norm and inner.local[work].payload != "update":
-            raise ConfigError(
-                f"pipe: {link.name!r} bounds the norm of an update, but this algorithm's clients send more than an update; "
-                f"leave it out, or use an algorithm such as fedavg or fedprox"
-            )
-    for before, after in pairwise(links):
-        if after.properties.bounds_norm and not before.properties.bounds_norm:
-            raise ConfigError(
-                f"pipe: {after.name!r} bounds the norm of what {before.name!r} has encoded; put {after.name!r} first"
-            )
+    for clash in clashes([described(link) for link in links], payload=inner.local[work].payload):
+        raise ConfigError(f"pipe: {clash.text}")
     algorithm = inner
     for link in links:
         algorithm = _attach(algorithm, link, work)
@@ -72,14 +59,20 @@ def _attach(inner: Algorithm[S], link: Transform[G], work: str) -> Algorithm[tup
     return Algorithm(lambda w: (inner.init(w), link.init(w)), round, lambda s: inner.params(s[0]), locals_)
 
 
+def described(link: Transform[Any]) -> Link:
+    """A transform as the rules of composition see it."""
+    return Link(link.name, frozenset(name for name, has in link.properties._asdict().items() if has))
+
+
 def _asked(request: Request, link: Transform[Any], extra: Tree) -> Request:
-    """The request as the network sees it: the link's broadcast beside the model, its decode before the fold."""
-    tree_for, reduce, decode = request.tree_for, request.reduce, link.decode
-    if decode is not None:
-        undo, into = decode, reduce
-        reduce = Aggregator(into.init, lambda a, u: into.add(a, undo(u)), into.merge, into.finish, only_sum=False)
-    like = request.like if decode is None else None  # an encoded update has names and shapes of its own
-    return request._replace(tree_for=(lambda c: {**tree_for(c), **extra}) if extra else tree_for, reduce=reduce, like=like)
+    """The request as the network sees it: the link's broadcast beside the model, its decode before the one inside it."""
+    tree_for, like, within, undo = request.tree_for, request.like, request.decode, link.decode
+    decode = within
+    if undo is not None:
+        decode = (lambda u: within(undo(u, like))) if within else (lambda u: undo(u, like))
+    elif link.form is not None and like is not None:
+        like = link.form(like)
+    return request._replace(tree_for=(lambda c: {**tree_for(c), **extra}) if extra else tree_for, like=like, decode=decode)
 
 
 def _worn(local: Local[Any], link: Transform[Any], mark: str) -> Local[Any]:

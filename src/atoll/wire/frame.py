@@ -1,0 +1,270 @@
+"""Frames: assignments, updates and failures as bytes, in one versioned format, checked before anything is allocated.
+
+    magic "ATLL" | version | kind | head's length | head | zeros to a multiple of 8 | payload | CRC-32 of all before
+
+The head is fields in the order in which `_head` writes them, then the tensor table (`wire.table`); the payload is the
+tensors in the table's order, each at a multiple of its dtype's size. Integers are little-endian. A CRC finds accidents;
+who may speak at all, and that nobody changed a byte, is the business of the TLS beneath.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atoll import tree
+from atoll.errors import FrameError
+from atoll.types import Assignment, ClientId, Failure, Tree, Update
+from atoll.wire import table as tables
+from atoll.wire.octets import Octets, number, real, text
+from atoll.wire.table import Table, table_of
+
+VERSION = 1
+MOST_HEAD_BYTES = 1 << 25
+MOST_METRICS = 4096
+BASE_BYTES = 16  # of the SHA-256 of what both ends hold beforehand
+NO_BASE = bytes(BASE_BYTES)
+_START = struct.Struct("<4sBBI")
+_CHECK = struct.Struct("<I")
+_MAGIC = b"ATLL"
+_ALIGN = 8
+_ASSIGNMENT, _UPDATE, _FAILURE = range(3)
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("frames carry tensors as little-endian memory; this machine is big-endian, which Atoll does not run on")
+
+
+class Size(NamedTuple):
+    """Bytes of a frame."""
+
+    payload: int  # the tensors
+    header: int  # all else: fields, table, padding, checksum
+
+    @property
+    def total(self) -> int:
+        """What goes through a socket."""
+        return self.payload + self.header
+
+
+class Framed(NamedTuple):
+    """What a frame held."""
+
+    value: Assignment | Update | Failure
+    codecs: tuple[str, ...]  # the wire ids of the transforms that encoded its tree, in the order of their attachment
+    base: bytes
+
+
+def write(value: Assignment | Update | Failure, base: bytes = NO_BASE) -> Iterator[memoryview]:
+    """The frame in pieces, the tensors not copied: for `socket.sendmsg`, a file, or `b"".join`.
+
+    `base`: the first 16 bytes of a SHA-256 of what the tree is to be understood against, such as the frozen model.
+
+    Raises:
+        FrameError: a tensor that is not dense, or of a dtype that no frame carries; limits of names and numbers.
+
+    >>> sent = Update(0, ClientId("north"), "train", {"w": torch.ones(2)}, 8.0, {"loss": 0.5})
+    >>> read(b"".join(write(sent))).value.tree["w"].tolist()
+    [1.0, 1.0]
+    """
+    start = _front(value, base)
+    check = zlib.crc32(start)
+    yield memoryview(start)
+    for piece in _payload({} if isinstance(value, Failure) else value.tree):
+        check = zlib.crc32(piece, check)
+        yield piece
+    yield memoryview(_CHECK.pack(check))
+
+
+def size(value: Assignment | Update | Failure) -> Size:
+    """The size of the frame, without writing it.
+
+    >>> sent = Assignment(0, ClientId("north"), "train", {"w": torch.ones(2)}, 7)
+    >>> size(sent).total == len(b"".join(write(sent)))
+    True
+    """
+    table = Table(()) if isinstance(value, Failure) else table_of(value.tree)
+    known, padding = _sizes(table)
+    front = _START.size + len(_fields(value, NO_BASE)) + known.header
+    return Size(known.payload, front + -front % _ALIGN + padding + _CHECK.size)
+
+
+def read(data: bytes | bytearray | memoryview, like: Tree | None = None, most_bytes: int = sys.maxsize) -> Framed:
+    """What was written. Its tensors are views of `data`; a frame with a wrong byte anywhere is refused.
+
+    `like`: names, dtypes and shapes that the tree must have. `most_bytes`: the largest payload that is taken.
+
+    Raises:
+        FrameError: not a frame, of a newer version, cut short, damaged, larger than allowed, or not like `like`.
+    """
+    view = memoryview(data).cast("B")
+    front = read_front(view)
+    front.check(like, most_bytes)
+    begins, ends = front.size_bytes, front.size_bytes + front.payload_bytes
+    if len(view) != ends + _CHECK.size:
+        raise FrameError(f"a frame of {len(view)} bytes should have {ends + _CHECK.size}; it was cut short or run together")
+    if _CHECK.unpack(view[ends:])[0] != zlib.crc32(view[:ends]):
+        raise FrameError("a frame's checksum is not that of its bytes; it was damaged on the way, send it again")
+    return Framed(front.filled(view[begins:ends]), codecs_of(front.table), front.base)
+
+
+class Front(NamedTuple):
+    """A frame up to its payload."""
+
+    value: Assignment | Update | Failure  # without its tree
+    base: bytes
+    table: Table
+    size_bytes: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of the tensors and the gaps between them."""
+        return _places(self.table)[1]
+
+    def check(self, like: Tree | None, most_bytes: int) -> None:
+        """Raise FrameError where the tensors that are announced are not those of `like`, or are more than `most_bytes`."""
+        if self.payload_bytes > most_bytes:
+            raise FrameError(f"a frame announces {self.payload_bytes} bytes of tensors; {most_bytes} are allowed here")
+        if like is not None and table_of(like) != self.table:
+            wanted, found = ({entry.name: entry for entry in each.entries} for each in (table_of(like), self.table))
+            odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            told = (
+                f"{odd[0]!r} is {_told(found.get(odd[0]))}, and should be {_told(wanted.get(odd[0]))}" if odd else "their order"
+            )
+            raise FrameError(f"a frame's tensors are not those of this job: {told}; both ends need the same job file")
+
+    def filled(self, payload: memoryview) -> Assignment | Update | Failure:
+        """The value, its tensors views of the payload."""
+        return self.value if isinstance(self.value, Failure) else self.value._replace(tree=_tree(self.table, payload))
+
+
+def read_front(data: bytes | bytearray | memoryview) -> Front:
+    """A frame's front, from as many of its bytes as there are.
+
+    Raises:
+        FrameError: not a frame, of a newer version, or cut short before its payload.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) < _START.size or bytes(view[:4]) != _MAGIC:
+        raise FrameError("these bytes are no frame: they do not begin with ATLL; something else speaks to this port")
+    _, version, kind, length = _START.unpack(view[: _START.size])
+    if version > VERSION:
+        raise FrameError(f"a frame of version {version}: this Atoll reads up to {VERSION}; upgrade atoll here")
+    if length > MOST_HEAD_BYTES or _START.size + length > len(view):
+        raise FrameError(f"a frame's head of {length} bytes is longer than what came or than {MOST_HEAD_BYTES}; it is damaged")
+    octets = Octets(view[_START.size : _START.size + length])
+    value = _value(kind, octets)
+    base = bytes(octets.take(BASE_BYTES))
+    codecs = octets.octets()
+    found = tables.read(octets.take(octets.left))
+    if ",".join(codecs_of(found)).encode() != codecs:
+        raise FrameError(
+            f"a frame says that {codecs!r} encoded it, and its tensors say {','.join(codecs_of(found))!r}; it is damaged"
+        )
+    front = _START.size + length
+    return Front(value, base, found, front + -front % _ALIGN)
+
+
+@functools.lru_cache(maxsize=1024)
+def codecs_of(table: Table) -> tuple[str, ...]:
+    """The wire ids in the names of encoded tensors, `topk/1=values`, in the order of first appearance."""
+    names = (entry.name.rpartition("~")[2].partition("=") for entry in table.entries)
+    return tuple(dict.fromkeys(codec for codec, sign, _ in names if sign and "/" in codec))
+
+
+def _front(value: Assignment | Update | Failure, base: bytes) -> bytes:
+    table = Table(()) if isinstance(value, Failure) else table_of(value.tree)
+    head = _fields(value, base) + text(",".join(codecs_of(table))) + tables.write(table)
+    kind = _UPDATE if isinstance(value, Update) else _FAILURE if isinstance(value, Failure) else _ASSIGNMENT
+    front = _START.pack(_MAGIC, VERSION, kind, len(head)) + head
+    return front + bytes(-len(front) % _ALIGN)
+
+
+def _fields(value: Assignment | Update | Failure, base: bytes) -> bytes:
+    if len(base) != BASE_BYTES:
+        raise FrameError(f"a base hash of {len(base)} bytes: a frame carries the first {BASE_BYTES} of a SHA-256")
+    fields = number(value.round) + text(value.client) + text(value.work)
+    if isinstance(value, Update):
+        metrics = b"".join(text(name) + real(x) for name, x in value.metrics.items())
+        fields += real(value.weight) + number(len(value.metrics)) + metrics
+    elif isinstance(value, Failure):
+        fields += text(value.kind) + text(value.reason.encode()[:1024].decode(errors="ignore"))
+    else:
+        fields += number(value.seed)
+    return fields + base
+
+
+def _value(kind: int, octets: Octets) -> Assignment | Update | Failure:
+    round, client, work = octets.number(), ClientId(octets.text()), octets.text()
+    if kind == _UPDATE:
+        weight = octets.real()
+        return Update(round, client, work, {}, weight, {octets.text(): octets.real() for _ in range(octets.number(MOST_METRICS))})
+    if kind == _FAILURE:
+        return Failure(round, client, work, octets.text(), octets.text())
+    if kind != _ASSIGNMENT:
+        raise FrameError(f"a frame of the kind {kind}, which this Atoll does not know; upgrade atoll here")
+    return Assignment(round, client, work, {}, octets.number())
+
+
+def _told(entry: tables.Entry | None) -> str:
+    return "not there" if entry is None else f"{str(entry.dtype).removeprefix('torch.')} {entry.shape}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(table: Table) -> tuple[tuple[int, ...], int]:
+    """Where each tensor begins in the payload, and where the payload ends."""
+    found, at = [], 0
+    for entry in table.entries:
+        at += -at % entry.dtype.itemsize
+        found.append(at)
+        at += entry.size_bytes
+    return tuple(found), at
+
+
+@functools.lru_cache(maxsize=1024)
+def _sizes(table: Table) -> tuple[Size, int]:
+    """(Bytes of the tensors, of the table and the codec's ids), and bytes of the gaps between tensors."""
+    tensors = sum(entry.size_bytes for entry in table.entries)
+    header = len(text(",".join(codecs_of(table)))) + len(tables.write(table))
+    return Size(tensors, header), _places(table)[1] - tensors
+
+
+def _payload(values: Tree) -> Iterator[memoryview]:
+    if isinstance(values, tree.Flat):
+        yield _memory("the tree", values.buffer)
+        return
+    at = 0
+    for (name, x), begins in zip(values.items(), _places(table_of(values))[0], strict=True):
+        if begins > at:
+            yield memoryview(bytes(begins - at))
+        yield _memory(name, x)
+        at = begins + x.numel() * x.element_size()
+
+
+def _memory(name: str, x: Tensor) -> memoryview:
+    if x.layout != torch.strided or x.device.type == "meta":
+        raise FrameError(f"{name} is a tensor of {x.layout} on {x.device}, which no frame carries; make it dense")
+    plain = x.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
+
+
+def _tree(table: Table, payload: memoryview) -> Tree:
+    if not len(payload):
+        return {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in table.entries}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the memory is read-only: nobody writes to what was received
+        data = torch.frombuffer(payload, dtype=torch.uint8)
+    dtypes = {entry.dtype for entry in table.entries}
+    if len(dtypes) == 1:
+        layout = tree.Layout(tuple(e.name for e in table.entries), tuple(torch.Size(e.shape) for e in table.entries))
+        return tree.Flat(layout, data.view(dtypes.pop()))
+    return {
+        entry.name: data[begins : begins + entry.size_bytes].view(entry.dtype).view(entry.shape)
+        for entry, begins in zip(table.entries, _places(table)[0], strict=True)
+    }

@@ -1,0 +1,97 @@
+"""Numbers and texts as bytes, and back under limits: what a frame's head is written with."""
+
+from __future__ import annotations
+
+import struct
+
+from atoll.errors import FrameError
+
+MOST_TEXT_BYTES = 4096
+_MOST_BITS = 63
+
+
+def number(x: int) -> bytes:
+    """A non-negative integer in 7-bit groups, the least significant first (LEB128).
+
+    >>> number(300).hex()
+    'ac02'
+    """
+    if x < 0:
+        raise FrameError(f"{x} can't be written in a frame: numbers there are 0 or more")
+    found = bytearray()
+    while x > 0x7F:
+        found.append(x & 0x7F | 0x80)
+        x >>= 7
+    found.append(x)
+    return bytes(found)
+
+
+def text(x: str | bytes) -> bytes:
+    """A text in UTF-8, or bytes, after their length."""
+    data = x.encode() if isinstance(x, str) else x
+    if len(data) > MOST_TEXT_BYTES:
+        raise FrameError(f"a text of {len(data)} bytes can't be written in a frame: {MOST_TEXT_BYTES} is the limit")
+    return number(len(data)) + data
+
+
+def real(x: float) -> bytes:
+    """A float64, little-endian."""
+    return struct.pack("<d", x)
+
+
+class Octets:
+    """Reads what the functions above wrote, in their order; never beyond the end, and nothing longer than its limit.
+
+    >>> octets = Octets(number(300) + text("w"))
+    >>> octets.number(), octets.text(), octets.left
+    (300, 'w', 0)
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._data, self._at = memoryview(data), 0
+
+    @property
+    def left(self) -> int:
+        """Bytes not yet read."""
+        return len(self._data) - self._at
+
+    def take(self, count: int) -> memoryview:
+        """The next bytes as they are."""
+        if count > self.left:
+            raise FrameError(f"a frame ends {count - self.left} bytes before a field does; it was cut short or is not ours")
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def number(self, most: int = 2**_MOST_BITS) -> int:
+        """A non-negative integer of at most `most`."""
+        found = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            found |= (byte & 0x7F) << shift
+            if found > most:
+                raise FrameError(f"a frame holds a number above {most} where none may be; it is damaged or hostile")
+            if byte < 0x80:
+                return found
+            shift += 7
+            if shift > _MOST_BITS:
+                raise FrameError("a frame holds a number of more than 63 bits; it is damaged or hostile")
+
+    def octets(self, most: int = MOST_TEXT_BYTES) -> bytes:
+        """Bytes after their length."""
+        return bytes(self.take(self.number(most)))
+
+    def text(self, most: int = MOST_TEXT_BYTES) -> str:
+        """A text in UTF-8."""
+        try:
+            return self.octets(most).decode()
+        except UnicodeDecodeError:
+            raise FrameError("a frame holds a text that is not UTF-8; it is damaged or hostile") from None
+
+    def real(self) -> float:
+        """A float64."""
+        return float(struct.unpack("<d", self.take(8))[0])
+
+    def end(self) -> None:
+        """Raise FrameError unless all was read."""
+        if self.left:
+            raise FrameError(f"a frame's head has {self.left} bytes more than its fields; it is damaged or hostile")
