@@ -2,7 +2,8 @@
 
 A codec takes every floating-point tensor of an update, laid end to end, and puts a few tensors of its own in their place,
 named `topk/1=values`: its wire id, and what it is. Among them is the table of what it replaced, so that an encoded update
-describes itself; other tensors stay as they are. A codec attached after it works on what it made, if that is floating-point.
+describes itself; it is left out where it is that of the model, which both ends know. Other tensors stay as they are. A codec
+attached after it works on what it made, if that is floating-point.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def coded(wire_id: str, coder: Coder, properties: Properties = NOTHING) -> Trans
     mark = f"{wire_id}="
 
     def encode(assignment: Assignment, broadcast: Tree, memory: Tree, update: Update) -> tuple[Update, Tree]:
-        seed = assignment.seed if assignment is not None else 0
-        return update._replace(tree=replaced(update.tree, mark, lambda x: coder.encode(x, seed))), {}
+        seed, known = (0, None) if assignment is None else (assignment.seed, model_table(assignment.tree))
+        return update._replace(tree=replaced(update.tree, mark, lambda x: coder.encode(x, seed), known)), {}
 
     def decode(update: Update, like: Tree | None) -> Update:
         return update._replace(tree=restored(update.tree, mark, coder.decode, like))
@@ -58,14 +59,19 @@ def coded(wire_id: str, coder: Coder, properties: Properties = NOTHING) -> Trans
     return Transform(name, lambda w: None, lambda s: {}, encode, decode, lambda s, r: (r.tree, s), properties)
 
 
-def replaced(values: Tree, mark: str, encode: Callable[[Tensor], Parts]) -> Tree:
-    """A tree with its floating-point tensors encoded as one vector, their table beside them; itself if it has no entries."""
+def replaced(values: Tree, mark: str, encode: Callable[[Tensor], Parts], known: Table | None = None) -> Tree:
+    """A tree with its floating-point tensors encoded as one vector, beside them their table unless it is `known` at the server.
+
+    A tree without floating-point entries stays as it is.
+    """
     ours = {name: x for name, x in values.items() if x.is_floating_point()}
     if not any(x.numel() for x in ours.values()):
         return values
     flat = values if isinstance(values, tree.Flat) and len(ours) == len(values) else ours
-    parts = encode(vector(flat))
-    made = {mark + "table": _written(table_of(flat)), **{mark + name: part for name, part in parts.items()}}
+    parts, table = encode(vector(flat)), table_of(flat)
+    made = {mark + name: part for name, part in parts.items()}
+    if table != known:
+        made = {mark + "table": _written(table), **made}
     return {**{name: x for name, x in values.items() if name not in ours}, **made}
 
 
@@ -75,11 +81,9 @@ def restored(values: Tree, mark: str, decode: Callable[[Parts, int], Tensor], li
     Raises:
         TreeError: the table is not one, or announces more than an update of `like` can hold; the coder's own.
     """
-    if mark + "table" not in values:
-        if any(name.startswith(mark) for name in values):
-            raise TreeError(f"an encoded update has parts of {mark[:-1]} and no table of what they encode")
+    if not any(name.startswith(mark) for name in values):
         return values
-    table = _read(values[mark + "table"], like)
+    table = _read(values.get(mark + "table"), like)
     parts = tree.take(values, mark)
     try:
         found = decode({name: part for name, part in parts.items() if name != "table"}, table.numbers)
@@ -89,6 +93,13 @@ def restored(values: Tree, mark: str, decode: Callable[[Parts, int], Tensor], li
         raise TreeError(f"an update decodes as {mark[:-1]} to {found.numel()} entries, and its table has {table.numbers}")
     rest = {name: x for name, x in values.items() if not name.startswith(mark)}
     return {**rest, **spread(found, table)} if rest else spread(found, table)
+
+
+def model_table(sent: Tree) -> Table:
+    """The table of the floating-point tensors of the model in what a client was sent, or in what a server expects."""
+    if isinstance(sent, tree.Flat) and sent.buffer.is_floating_point():
+        return table_of(sent)
+    return table_of({name: x for name, x in sent.items() if x.is_floating_point() and not name.startswith("~")})
 
 
 def vector(values: Tree) -> Tensor:
@@ -114,7 +125,11 @@ def _written(table: Table) -> Tensor:
     return torch.frombuffer(bytearray(tables.write(table)), dtype=torch.uint8)
 
 
-def _read(data: Tensor, like: Tree | None) -> Table:
+def _read(data: Tensor | None, like: Tree | None) -> Table:
+    if data is None:
+        if like is None:
+            raise TreeError("an encoded update leaves out the table of what it encodes, and this algorithm does not say it")
+        return model_table(like)
     if data.dtype != torch.uint8 or data.dim() != 1:
         raise TreeError(f"an encoded update's table is {data.dtype} {tuple(data.shape)}; it should be bytes")
     try:
