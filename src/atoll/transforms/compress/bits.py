@@ -52,7 +52,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
         part = packed[at * bits // 8 : (at + _AT_ONCE) * bits // 8]
         full = pad(part, (0, -len(part) % bits))
         words = full.view(_WHOLE[bits]).long() if bits in _WHOLE else pad(full.view(-1, bits), (0, 8 - bits)).view(torch.int64)
-        words = words.view(-1)
+        words = words.view(-1).bitwise_and(_lanes(8, bits))  # without the sign that a narrower number leaves
         for lane in (4, 2, 1):
             words = words.bitwise_or(words << lane * (8 - bits)).bitwise_and_(_lanes(lane, bits))
         codes[at : at + _AT_ONCE] = words.view(torch.uint8)[: n - at]
