@@ -71,7 +71,7 @@ def replaced(values: Tree, mark: str, encode: Callable[[Tensor], Parts], known: 
     parts, table = encode(vector(flat)), table_of(flat)
     made = {mark + name: part for name, part in parts.items()}
     if table != known:
-        made = {mark + "table": _written(table), **made}
+        made = {mark + "table": written_table(table), **made}
     return {**{name: x for name, x in values.items() if name not in ours}, **made}
 
 
@@ -83,7 +83,7 @@ def restored(values: Tree, mark: str, decode: Callable[[Parts, int], Tensor], li
     """
     if not any(name.startswith(mark) for name in values):
         return values
-    table = _read(values.get(mark + "table"), like)
+    table = read_table(values.get(mark + "table"), like)
     parts = tree.take(values, mark)
     try:
         found = decode({name: part for name, part in parts.items() if name != "table"}, table.numbers)
@@ -121,11 +121,17 @@ def spread(x: Tensor, table: Table) -> Tree:
 
 
 @functools.lru_cache(maxsize=64)
-def _written(table: Table) -> Tensor:
+def written_table(table: Table) -> Tensor:
+    """A table as the part that carries it."""
     return torch.frombuffer(bytearray(tables.write(table)), dtype=torch.uint8)
 
 
-def _read(data: Tensor | None, like: Tree | None) -> Table:
+def read_table(data: Tensor | None, like: Tree | None) -> Table:
+    """The table of what was encoded; None: that of the model in `like`.
+
+    Raises:
+        TreeError: it is not one, or announces more than an update of `like` can hold.
+    """
     if data is None:
         if like is None:
             raise TreeError("an encoded update leaves out the table of what it encodes, and this algorithm does not say it")
