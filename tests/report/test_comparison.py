@@ -74,3 +74,16 @@ def test_no_runs_is_an_error_and_many_are_not() -> None:
     with pytest.raises(ConfigError, match="one run at least"):
         render_comparison([])
     Reader(render_comparison([run(f"r{i}", 1.0 + i / 10) for i in range(20)]))
+
+
+def test_bytes_of_different_orders_are_drawn_on_a_logarithmic_axis() -> None:
+    def page(times: float) -> str:
+        def series(each: float) -> tuple[Point, ...]:
+            sent = [Point(i, "train", "north", "bytes_up", each, 2.0 + i) for i in range(3)]
+            return (*sent, *(Point(i, "evaluate", None, "loss", 3.0 - i, 2.5 + i) for i in range(3)))
+
+        return render_comparison([run("a", 1.0, series=series(1e6 * times)), run("b", 1.0, series=series(1e6))])
+
+    exponent = r"\mathdefault{10^{"
+    assert exponent in page(200.0)
+    assert exponent not in page(2.0)

@@ -18,6 +18,7 @@ from atoll.report.units import count, duration, figure, is_share, number, size, 
 from atoll.store.record import Record
 
 ABSENT = "–"
+WIDE = 10.0  # between the most and the least that runs sent: from here on bytes are drawn on a logarithmic axis
 
 
 class Row(NamedTuple):
@@ -129,12 +130,21 @@ def _plots(facts: Sequence[Facts], names: Sequence[str]) -> Iterator[Plot]:
         most = max((x for points in sent for x, _ in points), default=0.0)
         if most:
             unit, scale = size_unit(most)
-            scaled = [[(x / scale, y) for x, y in points] for points in sent]
-            yield _plot("bytes", name, "bytes sent", unit, names, scaled, f"{note} Both directions together.")
+            ends = [points[-1][0] for points in sent if points and points[-1][0] > 0]
+            wide = max(ends) / min(ends) > WIDE
+            scaled = [[(x / scale, y) for x, y in points if x > 0 or not wide] for points in sent]
+            yield _plot("bytes", name, "bytes sent", unit, names, scaled, f"{note} Both directions together.", wide)
 
 
 def _plot(
-    id: str, name: str, against: str, unit: str, names: Sequence[str], points: Sequence[Sequence[tuple[float, float]]], note: str
+    id: str,
+    name: str,
+    against: str,
+    unit: str,
+    names: Sequence[str],
+    points: Sequence[Sequence[tuple[float, float]]],
+    note: str,
+    wide: bool = False,
 ) -> Plot:
     drawn = [Line(label(run, 18), each, i) for i, (run, each) in enumerate(zip(names, points, strict=True)) if each]
     rows = []
@@ -147,11 +157,13 @@ def _plot(
     title = f"{shown[:1].upper()}{shown[1:]} against {against}"
     alt = f"{title}. " + " ".join(f"{row[0]}: from {row[1]} to {row[4]}, at best {row[2]}." for row in rows[:12])
     table = Table(("run", "first", "best", f"best at ({unit})", "last", f"last at ({unit})"), rows)
-    return Plot(label(title, 60), draw(f"compare-{id}", functools.partial(_paint, name, drawn, unit)), alt, table, note)
+    return Plot(label(title, 60), draw(f"compare-{id}", functools.partial(_paint, name, drawn, unit, wide)), alt, table, note)
 
 
-def _paint(name: str, drawn: Sequence[Line], unit: str, canvas: Canvas) -> None:
+def _paint(name: str, drawn: Sequence[Line], unit: str, wide: bool, canvas: Canvas) -> None:
     lines(canvas, drawn, unit)
+    if wide:
+        canvas.axes.set_xscale("log")
     if is_share(name, [y for line in drawn for _, y in line.points]):
         canvas.per_cent(canvas.axes.yaxis)
     if (legend := canvas.axes.get_legend()) is not None:
