@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from atoll import rng
-from atoll.data.examples import batches
+from atoll.data.cursor import moved, portions
 from atoll.errors import AtollError, ConfigError, RoundError
 from atoll.flight import Flight
 from atoll.fold import Fold
@@ -165,12 +165,11 @@ def work(
 
     Engines may capture, stack or shard the steps (`through`), but must agree with `loop`.
     """
-    started = time.perf_counter()
+    started, trip = time.perf_counter(), Trip(assignment, local, examples, memory)
     try:
         with rng.seeded(assignment.seed):
-            carry = local.init(assignment, memory)
-            carry, seen = through(local, carry, batches(examples, local.batching, assignment.seed))
-            return ended(Trip(assignment, local, examples, memory), carry, seen, time.perf_counter() - started)
+            carry, seen = through(local, local.init(assignment, memory), portions(trip))
+            return ended(trip, carry, seen, time.perf_counter() - started)
     except (ConfigError, MemoryError):
         raise  # the federation is built wrongly, or the machine is too small: no client is to blame
     except Exception as error:  # a client's own code or data may fail in any way; the run outlives it
@@ -185,7 +184,7 @@ def ended(trip: Trip, carry: Any, seen: Seen, seconds: float) -> tuple[Answer, T
         return _failed(trip.assignment, "no_data", why), trip.memory
     update, memory = trip.local.final(trip.assignment, carry, seen)
     cost = {"seconds": seconds, "examples": seen.examples, "steps": seen.steps}
-    return update._replace(metrics={**update.metrics, **cost}), memory
+    return update._replace(metrics={**update.metrics, **cost}), moved(trip, memory, seen.steps)
 
 
 def _why(lost: Sequence[Failure]) -> str:

@@ -107,6 +107,7 @@ class Batching(NamedTuple):
     epochs: int = 1
     steps: int | None = None  # None: `epochs` passes; else exactly this many batches, reshuffled as they run out
     shuffle: bool = False
+    keep: bool = False  # the client goes on where it stopped: `atoll.data.cursor`, and its optimiser's state with it
 
 
 class Seen(NamedTuple):

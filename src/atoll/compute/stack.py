@@ -15,7 +15,7 @@ from atoll import rng
 from atoll.compute.program import Program, signature
 from atoll.compute.record import UntraceableError
 from atoll.compute.traced import Traced
-from atoll.data.examples import batches
+from atoll.data.cursor import portions
 from atoll.round import ended
 from atoll.types import Answer, Batch, Seen, Tree, Trip
 
@@ -43,7 +43,7 @@ def row_of(trip: Trip) -> Row:
         carry, draws = trip.local.init(trip.assignment, trip.memory), torch.default_generator.get_state()
     assert trip.local.captured is not None
     own, constants = trip.local.captured(carry)
-    return Row(trip, carry, own, constants, batches(trip.examples, trip.local.batching, trip.assignment.seed), [0, 0], draws)
+    return Row(trip, carry, own, constants, portions(trip), [0, 0], draws)
 
 
 def answer_of(row: Row, seconds: float) -> tuple[Answer, Tree]:

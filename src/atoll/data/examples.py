@@ -94,11 +94,12 @@ class Tensors:
         return Tensors(change({name: self.column(name) for name in self.columns}))
 
 
-def batches(examples: Examples, batching: Batching, seed: int) -> Iterator[Batch]:
+def batches(examples: Examples, batching: Batching, seed: int, read: int = 0) -> Iterator[Batch]:
     """The batches that a fold reads, in an order that depends on `seed` alone.
 
     `epochs` passes, or exactly `steps` batches of as many passes as that takes. With `shuffle` each pass has an order of
     its own. The last batch of a pass may be short. No examples: no batches. Batches may share memory with each other.
+    `read`: so many batches were read before, in this very order, and are passed over.
 
     Raises:
         ConfigError: batch_size, epochs or steps is below 1.
@@ -114,10 +115,10 @@ def batches(examples: Examples, batching: Batching, seed: int) -> Iterator[Batch
         if (value is None and name != "epochs") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             continue
         raise ConfigError(f"{name} is {value!r}, but must be a whole number of 1 or more.")
-    return _batches(examples, batching, seed)
+    return _batches(examples, batching, seed, read)
 
 
-def _batches(examples: Examples, batching: Batching, seed: int) -> Iterator[Batch]:
+def _batches(examples: Examples, batching: Batching, seed: int, read: int) -> Iterator[Batch]:
     count = len(examples)
     if count == 0:
         return
@@ -130,6 +131,11 @@ def _batches(examples: Examples, batching: Batching, seed: int) -> Iterator[Batc
     generator = rng.generator(seed, "batches") if batching.shuffle else None
     while left > 0:
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        if read:  # an order costs some nanoseconds an example: to draw those of the passes before is cheaper than to keep one
+            passed = min(read, a_pass)
+            order, read = order[passed * size :], read - passed
+            if not len(order):
+                continue
         whole = ahead >= a_pass and left >= a_pass
         for index in (order,) if whole else torch.split(order[: left * size], size * ahead):
             rows = examples.take(index)

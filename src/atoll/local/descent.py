@@ -14,6 +14,7 @@ from atoll import tree
 from atoll.errors import ConfigError
 from atoll.local.binding import binding
 from atoll.local.gradient import Gradient
+from atoll.local.kept import recalled, remembered
 from atoll.local.optimiser import Optimiser, State
 from atoll.local.schedule import Schedule
 from atoll.types import Assignment, Batch, Batching, Captured, Correction, Descent, Finished, Local, Seen, Task, Tree, Update
@@ -62,6 +63,8 @@ def descent(recipe: Recipe, correction: Correction | None = None) -> Local[Carry
         lr = recipe.lr * recipe.schedule.factor(assignment.round)
         buffers = {name: trained[name] for name in bound.buffers}
         state = optimiser.init(list(params.values()))
+        if recipe.batching.keep:
+            state = recalled(assignment, memory, state)
         return Carry(params, buffers, state, lists, torch.zeros(()), lr, start, trained, (assignment, dict(context), memory))
 
     def step(carry: Carry, batch: Batch) -> Carry:
@@ -86,6 +89,8 @@ def descent(recipe: Recipe, correction: Correction | None = None) -> Local[Carry
             context = carry.kept[1]
             lr_sum = carry.lr * seen.steps
             payload, memory = correction.final(Finished(assignment, delta, context, memory, seen.steps, lr_sum, loss))
+        if recipe.batching.keep:
+            memory = {**memory, **remembered(assignment, carry.state)}
         return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), {"loss": loss}), memory
 
     def correct(with_: Correction) -> Local[Any]:

@@ -25,11 +25,16 @@ class Carry(NamedTuple):
 
 
 def full_gradient(
-    task: Task, batch_size: int | None = None, precision: Precision = "fp32", checkpointing: bool = False
+    task: Task,
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
+    checkpointing: bool = False,
+    steps: int | None = None,
 ) -> Local[Carry]:
     """grad F_k(w) over all of the client's examples, in portions of `batch_size` only to bound memory.
 
-    Buffers (batch norm's statistics) travel as differences, parameters as gradients.
+    Buffers (batch norm's statistics) travel as differences, parameters as gradients. `steps`: of the client's next so many
+    batches in place of all examples; it keeps its place in its data from round to round.
 
     >>> from atoll.models.linear import linear
     >>> from atoll.tasks.regression import regression
@@ -37,6 +42,8 @@ def full_gradient(
     True
     """
     bound, of = binding(task.module), gradient(task, precision, checkpointing=checkpointing)
+    goes_on = steps is not None
+    batching = Batching("train", batch_size, 1, steps, shuffle=goes_on, keep=goes_on)
 
     def init(assignment: Assignment, memory: Tree) -> Carry:
         bound.check(assignment.tree)
@@ -60,4 +67,4 @@ def full_gradient(
         metrics = {"loss": float(carry.loss) / max(carry.counted, 1)}
         return Update(assignment.round, assignment.client, assignment.work, payload, float(seen.examples), metrics), carry.memory
 
-    return Local(init, step, final, Batching("train", batch_size), averaged=frozenset(bound.buffers))
+    return Local(init, step, final, batching, averaged=frozenset(bound.buffers))

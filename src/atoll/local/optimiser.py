@@ -12,7 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from atoll.local.schedule import Schedule
+
 State = dict[str, list[Tensor]]
+CONSTANT = Schedule()
 
 
 class Optimiser(NamedTuple):
@@ -46,8 +49,13 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     return Optimiser("nesterov" if momentum and nesterov else "sgd", momentum, init, step)
 
 
-def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01) -> Optimiser:
-    """AdamW (arXiv:1711.05101, Algorithm 2) with bias correction, as torch.optim.AdamW."""
+def adamw(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01, schedule: Schedule = CONSTANT
+) -> Optimiser:
+    """AdamW (arXiv:1711.05101, Algorithm 2) with bias correction, as torch.optim.AdamW.
+
+    `schedule`: one in steps follows the optimiser's own count of them; one in rounds is the caller's business.
+    """
 
     def init(params: list[Tensor]) -> State:
         # One step counter a tensor, a tensor itself, so that a captured step counts on.
@@ -60,11 +68,13 @@ def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: f
     def step(params: list[Tensor], grads: list[Tensor], state: State, lr: float) -> None:
         m, v, t = state["m"], state["v"], state["t"][0]
         t.add_(1)
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        factor = schedule.at(t)
+        rate = lr if factor is None else lr * factor
+        torch._foreach_mul_(params, 1 - rate * weight_decay)
         torch._foreach_lerp_(m, grads, 1 - b1)
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-        size = lr / (1 - torch.exp(t * math.log(b1)))
+        size = rate / (1 - torch.exp(t * math.log(b1)))
         root = (1 - torch.exp(t * math.log(b2))).sqrt()
         scale = torch._foreach_sqrt(v)
         torch._foreach_div_(scale, root)

@@ -22,6 +22,7 @@ def sgd(
     schedule: str = "constant",
     schedule_rounds: int | None = None,
     warmup_rounds: int = 0,
+    keep: bool = False,
     precision: Precision = "fp32",
     accumulate: int = 1,
     checkpointing: bool = False,
@@ -30,7 +31,8 @@ def sgd(
 
     `steps` (when given) replaces `epochs`: exactly that many batches. `clip_norm` bounds the gradient's Euclidean
     norm at each step. `schedule` ("constant", "linear", "cosine") lowers lr over `schedule_rounds` rounds after
-    `warmup_rounds`. `precision`, `accumulate`, `checkpointing`: see `atoll.local.gradient`.
+    `warmup_rounds`. `keep`: the client goes on where it was, with its momentum and its place in its data, which stay in
+    its memory. `precision`, `accumulate`, `checkpointing`: see `atoll.local.gradient`.
 
     >>> import torch
     >>> from atoll.models.linear import linear
@@ -45,7 +47,7 @@ def sgd(
             lr,
             schedule_of(schedule, schedule_rounds, warmup_rounds),
             gradient(task, precision, accumulate, checkpointing),
-            Batching("train", batch_size, epochs, steps, shuffle=True),
+            Batching("train", batch_size, epochs, steps, shuffle=True, keep=keep),
             clip_norm,
         )
     )
