@@ -88,6 +88,8 @@ class Request(NamedTuple):
     like: Tree | None = None  # names and shapes that every answer must have; None: those of the first one heard
     discount: bool = True  # False: the algorithm weighs stale updates itself, the policy's factor does not apply
     decode: Callable[[Update], Update] | None = None  # from what crossed the network to what `like` and `reduce` know
+    plain: Tree | None = None  # names and shapes of an update as no transform has encoded it; None: as it crosses the network
+    plain_for: Callable[[ClientId], Tree] | None = None  # the same of what `tree_for` gives
 
 
 class Reduced(NamedTuple):
@@ -197,6 +199,7 @@ class Properties(NamedTuple):
     shared: bool = False  # needs parameters, such as a seed, that the server draws for all clients of a round
     entropy: bool = False  # what it sends are entropy-coded bytes: a link after it finds nothing to work on
     feedback: bool = False  # what it leaves out of one round is added to a later one
+    reference: bool = False  # encodes a tree against one that both ends hold, which is so of a model, not of an update
 
 
 class Transform(NamedTuple, Generic[S]):
@@ -214,6 +217,7 @@ class Transform(NamedTuple, Generic[S]):
     finish: Callable[[S, Reduced], tuple[Tree, S]]  # server, after the reduce
     properties: Properties = Properties()
     form: Callable[[Tree], Tree] | None = None  # without decode: names and shapes that encode makes of a tree; None: the same
+    links: Sequence[Transform[Any]] = ()  # what it is made of, in their order: the rules of composition look inside
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,13 @@ def clashes(links: Sequence[Link], *, payload: str = "update", secure_sum: bool 
             first = coded[0].name
             why = f"{link.name!r} comes after {first!r}, whose output is entropy-coded bytes with nothing left to encode"
             yield Clash(at, f"{why}; put {link.name!r} before {first!r}")
+        if "reference" in link.properties:
+            why = f"{link.name!r} encodes against what both ends hold, which is so of the model and not of an update"
+            yield Clash(at, f"{why}; use it for the broadcast")
         if "feedback" in link.properties:
             yield from _feedback(at, link, before)
+        if link.properties >= {"linear", "shared"}:
+            yield from _summed(at, link, before)
         if secure_sum and "linear" not in link.properties and "bounds_norm" not in link.properties:
             why = f"{link.name!r} is not linear, and a secure sum shows the server only the sum of what clients send"
             yield Clash(at, f"{why}; use 'cast', 'random_k' or 'sketch' instead, or leave the secure sum out")
@@ -62,9 +67,20 @@ def _bound(at: int, link: Link, before: Sequence[Link], payload: str) -> Iterato
             f"leave it out, or use an algorithm such as fedavg or fedprox",
         )
         return
-    others = [other for other in before if "bounds_norm" not in other.properties]
+    others = [other for other in before if not other.properties & {"bounds_norm", "feedback"}]
     if others:
         yield Clash(at, f"{link.name!r} bounds the norm of what {others[-1].name!r} has encoded; put {link.name!r} first")
+
+
+def _summed(at: int, link: Link, before: Sequence[Link]) -> Iterator[Clash]:
+    """What is undone once, of the sum, can't be fed what is undone of each update."""
+    for other in before:
+        if "feedback" in other.properties:
+            why = f"{link.name!r} is undone at the server alone, so that {other.name!r} can't know what it lost"
+            yield Clash(at, f"{why}; use 'top_k' inside it, or {link.name!r} without it")
+        elif "linear" not in other.properties and "bounds_norm" not in other.properties:
+            why = f"{link.name!r} is undone after the updates are summed, and {other.name!r} before"
+            yield Clash(at, f"{why}; put {link.name!r} before {other.name!r}")
 
 
 def _feedback(at: int, link: Link, before: Sequence[Link]) -> Iterator[Clash]:
@@ -76,3 +92,22 @@ def _feedback(at: int, link: Link, before: Sequence[Link]) -> Iterator[Clash]:
         elif "feedback" in other.properties:
             why = f"{link.name!r} would keep a second residual beside that of {other.name!r}, and both would send it"
             yield Clash(at, f"{why}; keep one of them")
+        elif "linear" not in other.properties or "shared" in other.properties:
+            why = f"{link.name!r} comes after {other.name!r}, which sends other entries each round than those owed"
+            yield Clash(at, f"{why}; put {other.name!r} inside it: around = ['{other.name}', ...]")
+
+
+def broadcast_clash(link: Link) -> str | None:
+    """Why a link can't encode the model on its way to clients, or None: what it sends must decode by itself.
+
+    >>> broadcast_clash(Link("int8", frozenset({"unbiased"}))) is None
+    True
+    """
+    why = {
+        "bounds_norm": "bounds a norm",
+        "feedback": "keeps a residual, and what a broadcast leaves out is in its next step anyway",
+        "memory": "decodes by what its client remembers",
+        "shared": "decodes a sum of updates",
+    }
+    found = next((text for name, text in why.items() if name in link.properties), None)
+    return None if found is None else f"{link.name!r} is no codec of a model, as it {found}; use one such as int8 or xor"

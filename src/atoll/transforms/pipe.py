@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 from atoll import tree
@@ -30,7 +30,7 @@ def pipe(inner: Algorithm[Any], *links: Transform[Any], work: str = "train") -> 
     """
     if work not in inner.local:
         raise ConfigError(f"pipe: the algorithm has no work {work!r} to attach to; it has {', '.join(sorted(inner.local))}")
-    for clash in clashes([described(link) for link in links], payload=inner.local[work].payload):
+    for clash in clashes(links_of(links), payload=inner.local[work].payload):
         raise ConfigError(f"pipe: {clash.text}")
     algorithm = inner
     for link in links:
@@ -64,15 +64,29 @@ def described(link: Transform[Any]) -> Link:
     return Link(link.name, frozenset(name for name, has in link.properties._asdict().items() if has))
 
 
+def links_of(transforms: Iterable[Transform[Any]]) -> list[Link]:
+    """Transforms as the rules see them: one that is made of others before those, or those alone where it only chains them."""
+    found: list[Link] = []
+    for each in transforms:
+        own = [described(each)] if not each.links or each.properties.feedback else []
+        found += [*own, *links_of(each.links)]
+    return found
+
+
 def _asked(request: Request, link: Transform[Any], extra: Tree) -> Request:
-    """The request as the network sees it: the link's broadcast beside the model, its decode before the one inside it."""
+    """The request as the network sees it: the link's broadcast beside the model, its decode before the one inside it.
+
+    What is undone of the sum, by parameters that all clients share, can't be summed with what others had: late, it is dropped.
+    """
     tree_for, like, within, undo = request.tree_for, request.like, request.decode, link.decode
     decode = within
     if undo is not None:
         decode = (lambda u: within(undo(u, like))) if within else (lambda u: undo(u, like))
-    elif link.form is not None and like is not None:
-        like = link.form(like)
-    return request._replace(tree_for=(lambda c: {**tree_for(c), **extra}) if extra else tree_for, like=like, decode=decode)
+    form = link.form(like) if link.form is not None and like is not None else like
+    fresh = request.fresh or (link.form is not None and link.properties.shared)
+    plain = request.like if request.plain is None else request.plain
+    given = (lambda c: {**tree_for(c), **extra}) if extra else tree_for
+    return request._replace(tree_for=given, like=form, decode=decode, plain=plain, fresh=fresh)
 
 
 def _worn(local: Local[Any], link: Transform[Any], mark: str) -> Local[Any]:
