@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def clients() -> Any:
     return {ClientId(name): {"train": examples(9 + i, i)} for i, name in enumerate("abc")}
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Task, int], Local[Any]]] = {
     "adamw": lambda task, steps: adamw(task, lr=0.01, batch_size=3, steps=steps, keep=True),
     "momentum": lambda task, steps: sgd(task, lr=0.05, momentum=0.9, batch_size=3, steps=steps, keep=True),
     "warm-up and decay": lambda task, steps: adamw(
@@ -74,7 +75,9 @@ def test_many_short_rounds_are_one_long_one(kind: str) -> None:
     assert after.keys() == at_once.keys()
     assert after["cursor/train"].tolist() == at_once["cursor/train"].tolist() == [100, 12]
     begun_anew, _ = rounds(sgd(task, lr=0.05, momentum=0.9, batch_size=3, steps=2), task, 6)
-    assert not torch.allclose(list(begun_anew.values())[0], list(long.values())[0], atol=1e-4), "the law would hold of anything"
+    assert not torch.allclose(next(iter(begun_anew.values())), next(iter(long.values())), atol=1e-4), (
+        "the law would hold of anything"
+    )
 
 
 def test_a_cursor_reads_on_to_the_bit() -> None:
@@ -152,7 +155,8 @@ def test_a_killed_run_goes_on_where_each_client_was(tmp_path: Path, before: bool
 
 
 def test_kinds_of_work_keep_apart() -> None:
-    task, memory = small(), dict[str, Any]()
+    task = small()
+    memory: Tree = {}
     w = binding(task.module).state()
     for name in ("train", "finetune"):
         update, memory = work(Assignment(0, ClientId("a"), name, w, 3), KINDS["adamw"](task, 2), examples(), memory)
@@ -192,7 +196,8 @@ def test_a_schedule_in_steps() -> None:
 
 def test_a_gradient_of_the_next_batches() -> None:
     """What data-parallel training asks of a worker: each round the batch after the last one."""
-    task, memory, log = small(), dict[str, Any](), list[Tree]()
+    task, log = small(), list[Tree]()
+    memory: Tree = {}
     w = binding(task.module).state()
     local = full_gradient(task, batch_size=11, steps=1)
     for r in range(3):

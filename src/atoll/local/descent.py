@@ -13,7 +13,7 @@ from torch import Tensor
 from atoll import tree
 from atoll.errors import ConfigError
 from atoll.local.binding import binding
-from atoll.local.gradient import Gradient
+from atoll.local.gradient import Gradient, clip_
 from atoll.local.kept import recalled, remembered
 from atoll.local.optimiser import Optimiser, State
 from atoll.local.schedule import Schedule
@@ -74,8 +74,7 @@ def descent(recipe: Recipe, correction: Correction | None = None) -> Local[Carry
             if correction:
                 correction.gradient(grads, params, carry.context)
             if recipe.clip_norm is not None:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-                torch._foreach_mul_(grads, (recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+                clip_(grads, recipe.clip_norm)
             optimiser.step(params, grads, carry.state, carry.lr)
             carry.loss.add_(loss)
         return carry

@@ -65,6 +65,18 @@ def gradient(task: Task, precision: Precision = "fp32", accumulate: int = 1, che
     return whole if accumulate == 1 else in_parts
 
 
+def clip_(grads: list[Tensor], norm: float) -> None:
+    """Scale gradients down, in place, to a Euclidean norm of at most `norm` over all of them.
+
+    >>> grads = [torch.tensor([3.0]), torch.tensor([4.0])]
+    >>> clip_(grads, 1.0)
+    >>> [round(float(g), 3) for g in grads]
+    [0.6, 0.8]
+    """
+    length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, (norm / (length + 1e-6)).clamp(max=1.0))
+
+
 def _checkpointed(task: Task) -> Callable[[nn.Module, Batch], Any]:
     """The task's forward pass with its activations dropped and recomputed.
 

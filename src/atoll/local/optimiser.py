@@ -57,6 +57,8 @@ def adamw(
     `schedule`: one in steps follows the optimiser's own count of them; one in rounds is the caller's business.
     """
 
+    log1, log2 = (math.log(b) if b else -math.inf for b in (b1, b2))
+
     def init(params: list[Tensor]) -> State:
         # One step counter a tensor, a tensor itself, so that a captured step counts on.
         return {
@@ -74,8 +76,8 @@ def adamw(
         torch._foreach_lerp_(m, grads, 1 - b1)
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-        size = rate / (1 - torch.exp(t * math.log(b1)))
-        root = (1 - torch.exp(t * math.log(b2))).sqrt()
+        size = rate / (1 - torch.exp(t * log1))
+        root = (1 - torch.exp(t * log2)).sqrt()
         scale = torch._foreach_sqrt(v)
         torch._foreach_div_(scale, root)
         torch._foreach_add_(scale, eps)
