@@ -262,7 +262,8 @@ def test_finetuning() -> None:
     for work, a, b in (("global", 2.0, 2.0), ("personal", 0.5, 0.5)):
         told = {e.client: e.metrics["loss"] for e in log.of("update", work)}
         assert told == {"a": pytest.approx(a), "b": pytest.approx(b)}
-    assert all(e.metrics["bytes_up"] == 0 for e in log.of("update", "finetune")), "a personal model left its client"
+    up = [e.metrics["bytes_up"] - e.metrics["header_up"] for e in log.of("update", "finetune")]
+    assert up == [0, 0], "a personal model left its client"
 
 
 def test_a_server_optimiser_of_ones_own() -> None:

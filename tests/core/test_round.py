@@ -370,7 +370,8 @@ def test_events_tell_what_crossed_the_network() -> None:
     shell, first = Shell(engine, Ephemeral(), log), RunState(0, None)
     list(run(first, algorithm._replace(round=round), Policy(), [ClientId("a")], 1, 0, shell))
     (event,) = log.of("update")
-    assert (event.metrics["bytes_down"], event.metrics["bytes_up"]) == (4, 10)
+    sent = {way: event.metrics[f"bytes_{way}"] - event.metrics[f"header_{way}"] for way in ("down", "up")}
+    assert sent == {"down": 4, "up": 10}
 
 
 def test_a_lease_does_not_run_out_in_a_queue() -> None:

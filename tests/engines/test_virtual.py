@@ -25,6 +25,9 @@ from atoll.interfaces import Engine
 from atoll.store.memories import Kept
 from atoll.testing.engine import check_engine
 from atoll.types import HELD_OUT, Assignment, Batching, ClientId, Examples, Failure, Local, Seen, Tree, Update
+from atoll.wire import frame
+
+INSTANT = 1e18  # bytes a second: a frame's 1e-16 s vanish beside a second, so that only what is computed takes time
 
 
 @pytest.mark.parametrize("ahead", [1, 16])
@@ -37,9 +40,9 @@ def test_an_engine_in_virtual_time_obeys_the_laws(inner: Any, ahead: int) -> Non
     check_engine(make)
 
 
-def line(seconds: Mapping[str, float], **changes: Any) -> Fleet:
-    """Devices by name: seconds an example, links of 1 kB/s, nobody ever away unless `changes` says so."""
-    fleet = Fleet("line", lambda c: Device(seconds[c], 1e3, 1e3), always, everybody, handset(), "lost", "by hand")
+def line(seconds: Mapping[str, float], link: float = INSTANT, **changes: Any) -> Fleet:
+    """Devices by name: seconds an example, links of so many bytes a second, nobody away unless `changes` says so."""
+    fleet = Fleet("line", lambda c: Device(seconds[c], link, link), always, everybody, handset(), "lost", "by hand")
     return fleet._replace(**changes)
 
 
@@ -50,13 +53,23 @@ class Worked(NamedTuple):
     worked: list[str]
 
 
+def filled(value: Any, size_bytes: int) -> Any:
+    """The value with one tensor, so long that its frame has so many bytes."""
+    beside = frame.size(value._replace(tree={"w": torch.zeros(size_bytes, dtype=torch.uint8)})).header
+    full = value._replace(tree={"w": torch.zeros(size_bytes - beside, dtype=torch.uint8)})
+    assert frame.size(full).total == size_bytes
+    return full
+
+
 def make(fleet: Fleet, clients: Sequence[str], bytes_up: int = 0, **options: Any) -> Worked:
+    """`bytes_up`: of each update's frame; as many as it takes without a tensor if 0."""
     worked: list[str] = []
 
     def final(assignment: Assignment, carry: Tree, seen: Seen) -> tuple[Update, Tree]:
         worked.append(assignment.client)
-        sent = {"w": torch.zeros(bytes_up, dtype=torch.uint8)}
-        return Update(assignment.round, assignment.client, assignment.work, sent, 1.0, {"loss": 1.0}), {}
+        told = {"loss": 1.0, "seconds": 0.0, "examples": 0.0, "steps": 0.0}  # the last three are written when work ends
+        update = Update(assignment.round, assignment.client, assignment.work, {}, 1.0, told)
+        return filled(update, bytes_up) if bytes_up else update, {}
 
     fold: Local[Tree] = Local(lambda a, _: a.tree, lambda carry, _: carry, final)
     locals_ = {"train": fold}
@@ -65,11 +78,12 @@ def make(fleet: Fleet, clients: Sequence[str], bytes_up: int = 0, **options: Any
 
 
 def asked(client: str, sent_s: float = 0.0, bytes_down: int = 0, round: int = 0) -> Assignment:
-    return Assignment(round, ClientId(client), "train", {"w": torch.zeros(bytes_down, dtype=torch.uint8)}, 0, sent_s)
+    assignment = Assignment(round, ClientId(client), "train", {}, 0, sent_s)
+    return filled(assignment, bytes_down) if bytes_down else assignment
 
 
 def test_a_trip_takes_its_download_its_examples_and_its_upload() -> None:
-    engine, _ = make(line({"a": 3.0}), ["a"], bytes_up=4000)
+    engine, _ = make(line({"a": 3.0}, link=1e3), ["a"], bytes_up=4000)
     engine.submit([asked("a", bytes_down=2000)])
     (answer,) = engine.results(100.0)
     assert isinstance(answer, Update)
@@ -102,7 +116,7 @@ def test_answers_land_in_the_order_of_virtual_time_and_the_clock_goes_with_them(
 def test_an_upload_that_is_longer_than_another_trip_is_overtaken() -> None:
     """The size of an update is known only when it is computed: who looked first is not let out before its upload ends."""
     seconds = {"a": 1.0, "b": 1.5}
-    fleet = line(seconds, device=lambda c: Device(seconds[c], 1e3, 1e3 if c == "a" else 1e9))
+    fleet = line(seconds, device=lambda c: Device(seconds[c], INSTANT, 1e3 if c == "a" else INSTANT))
     engine, _ = make(fleet, ["a", "b"], bytes_up=10_000)
     engine.submit([asked("a"), asked("b")])
     assert [(a.client, round(engine.now(), 3)) for a in engine.results(100.0)] == [("b", 3.0), ("a", 12.0)]

@@ -47,13 +47,11 @@ def test_a_run_sends_what_the_plan_says(sets: list[str], down: float, up: float)
     figures = plan(job)
     assert (figures.down_bytes, figures.up_bytes) == (parameters * 4 * down, parameters * 4 * up)
     record = build(job).run(job.rounds).record()
-    sent = {
-        name: {p.value for p in record.series if p.work == "train" and p.name == name and p.client}
-        for name in ("bytes_down", "bytes_up")
-    }
-    assert sent == {"bytes_down": {figures.down_bytes}, "bytes_up": {figures.up_bytes}}
-    every = sum(p.value for p in record.series if p.work == "train" and p.name.startswith("bytes_") and p.client)
-    assert every == figures.round_bytes
+    sent = {(p.client, p.name): p.value for p in record.series if p.work == "train" and p.client}
+    clients = {client for client, _ in sent}
+    tensors = {way: [sent[c, f"bytes_{way}"] - sent[c, f"header_{way}"] for c in clients] for way in ("down", "up")}
+    assert {way: set(each) for way, each in tensors.items()} == {"down": {figures.down_bytes}, "up": {figures.up_bytes}}
+    assert sum(map(sum, tensors.values())) == figures.round_bytes
 
 
 def test_everything_is_wired() -> None:

@@ -23,6 +23,7 @@ from atoll.testing.store import same_bits
 from atoll.testing.transform import check_transform
 from atoll.transforms.cast import cast
 from atoll.transforms.clip import clip
+from atoll.transforms.compose import Link, clashes
 from atoll.transforms.pipe import pipe
 from atoll.types import Assignment, ClientId, Properties, Reduced, Transform, Tree, Update
 from tests.core.small import TWO, Log, holding, line, states, weights
@@ -115,7 +116,8 @@ def test_clip_in_a_round() -> None:
 def test_a_narrow_update_costs_half() -> None:
     task, log = line(), Log()
     states(pipe(fedavg(sgd(task)), cast("bf16")), holding(**TWO), 1, task, log=log)
-    assert {(e.metrics["bytes_down"], e.metrics["bytes_up"]) for e in log.of("update")} == {(4, 2)}
+    each = [e.metrics for e in log.of("update")]
+    assert {(m["bytes_down"] - m["header_down"], m["bytes_up"] - m["header_up"]) for m in each} == {(4, 2)}
 
 
 def test_what_does_not_compose_is_refused() -> None:
@@ -180,14 +182,15 @@ def test_a_decode_happens_before_the_fold_and_ends_a_secure_sum() -> None:
         return update._replace(tree=tree.scale(update.tree, 2.0)), {}
 
     double: Transform[None] = Transform(
-        "double", lambda w: None, lambda s: {}, encode, lambda u: u._replace(tree=tree.scale(u.tree, 0.5)),
+        "double", lambda w: None, lambda s: {}, encode, lambda u, like: u._replace(tree=tree.scale(u.tree, 0.5)),
         lambda s, r: (r.tree, s),
     )  # fmt: skip
     task = line()
     algorithm = pipe(fedavg(sgd(task, lr=0.5, batch_size=None)), clip(1.0), double)
     assert weights(algorithm, holding(**TWO), 1, task) == pytest.approx([0.875])
     request = next(algorithm.round(algorithm.init({"weight": torch.zeros(1, 1)}), [ClientId("a")]))
-    assert not request.reduce.only_sum
+    assert request.decode is not None, "who sums without seeing the updates can't undo the code"
+    assert [clash.at for clash in clashes([Link("double", frozenset())], secure_sum=True)] == [0]
     check_transform(double)
 
 
@@ -250,7 +253,7 @@ def test_staleness_is_applied_after_the_code_is_undone() -> None:
     def encode(assignment: Assignment, broadcast: Tree, memory: Tree, update: Update) -> tuple[Update, Tree]:
         return update._replace(tree={"at": torch.tensor([1]), "is": update.tree["w"][1:]}), {}
 
-    def decode(update: Update) -> Update:
+    def decode(update: Update, like: Tree | None) -> Update:
         return update._replace(tree={"w": torch.zeros(2).index_copy(0, update.tree["at"], update.tree["is"])})
 
     code = Transform("last", lambda w: None, lambda s: {}, encode, decode, lambda s, r: (r.tree, s))
@@ -258,5 +261,5 @@ def test_staleness_is_applied_after_the_code_is_undone() -> None:
     request = next(whole.round((State({"w": torch.zeros(2)}, ()), None), [ClientId("a")]))
     fold = Fold(request, buffered(1, buffer=1, staleness_exponent=1.0), now=3, in_order=False)
     sent, _ = encode(NOWHERE, {}, {}, Update(0, ClientId("a"), "train", {"w": torch.tensor([5.0, 8.0])}, 1.0, {}))
-    fold.hear(sent, lambda update: lambda: update)
+    fold.hear(fold.judge(sent), lambda update: lambda: update)
     assert fold.finish().tree["w"].tolist() == [0.0, 2.0]  # 8 / (1 + 3)
