@@ -36,6 +36,7 @@ from atoll.selection.rule import Selection
 from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.store.several import Several
+from atoll.transforms.broadcast import with_broadcast
 from atoll.transforms.pipe import pipe
 from atoll.types import HELD_OUT, Algorithm, ClientId, Dataset, Examples, Local, Task, Transform, Tree
 
@@ -51,7 +52,8 @@ class Federation:
     """Everything that decides a run, but how long it is.
 
     `policy`: who is asked and when a round closes (default: all clients, synchronous). `transforms`: attached in
-    order, the last nearest the network. `engine`: "serial", "traced", "stacked", "processes", "ray", "auto", or a
+    order, the last nearest the network. `broadcast`: the codec of the model on its way to clients, such as int8() (None: the
+    model as it is). `engine`: "serial", "traced", "stacked", "processes", "ray", "auto", or a
     factory. `evaluate_every`: judge the global model on the held-out examples after every so many rounds (0: never);
     `evaluate_clients`: on each client's own too. `finetune`: local work by which each client adapts the final model to
     itself. `selection`: which of the idle clients are asked first (None: a random order). `fleet`: whose devices the
@@ -70,6 +72,7 @@ class Federation:
     algorithm: Algorithm[Any]
     policy: Policy = field(default_factory=Policy)
     transforms: Sequence[Transform[Any]] = ()
+    broadcast: Transform[Any] | None = None
     engine: str | Callable[..., Engine] = "serial"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     evaluate_every: int = 1
@@ -95,7 +98,7 @@ class Federation:
             raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}, or a factory")
         if self.selection is not None and self.selection.unbiased:
             self.plain().init(binding(self.task.module).state())  # the algorithm's first request shows what it averages by
-        elif self.selection is not None:
+        elif self.selection is not None or self.broadcast is not None:
             self.plain()  # says what does not go together
 
     def run(
@@ -146,11 +149,12 @@ class Federation:
         return Result(self.task, tree.pack(algorithm.params(state.algorithm)), recorder, memories, about)
 
     def plain(self) -> Algorithm[Any]:
-        """The algorithm with its selection and its transforms attached, without evaluation."""
+        """The algorithm with its selection, its transforms and its broadcast attached, without evaluation."""
         algorithm = self.algorithm
         if self.selection is not None:
             algorithm = with_selection(algorithm, self.selection, self.policy, sorted(self.data.clients))
-        return pipe(algorithm, *self.transforms) if self.transforms else algorithm
+        algorithm = pipe(algorithm, *self.transforms) if self.transforms else algorithm
+        return algorithm if self.broadcast is None else with_broadcast(algorithm, self.broadcast, seed=self.seed)
 
     def _assembled(self, rounds: int) -> Algorithm[Any]:
         algorithm, size = self.plain(), self.evaluate_batch_size

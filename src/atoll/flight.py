@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from atoll.interfaces import Engine, Journal
 from atoll.policy import Policy
-from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Failure
+from atoll.types import HELD_OUT, Answer, Assignment, ClientId, Failure, Request, Update
 from atoll.wire import frame
 
 
@@ -87,14 +87,25 @@ class Flight:
             self._engine.refuse(answer)
         return expected
 
-    def accept(self, answer: Answer) -> dict[str, float]:
-        """The answer is accepted and its client free; what it cost on the network."""
+    def accept(self, answer: Answer, request: Request | None = None) -> dict[str, float]:
+        """The answer is accepted and its client free; what it cost on the network, and what the request's codecs saved."""
         assignment = self.out.pop(_job(answer))[0]
         self._started.discard(_job(answer))
         if answer.client.startswith(HELD_OUT):
             return {}
         down, up = frame.size(assignment), frame.size(answer)
-        return {"bytes_down": down.total, "bytes_up": up.total, "header_down": down.header, "header_up": up.header}
+        cost: dict[str, float] = {
+            "bytes_down": down.total,
+            "bytes_up": up.total,
+            "header_down": down.header,
+            "header_up": up.header,
+        }
+        if request is not None and request.plain_for is not None:
+            plain = assignment._replace(tree=request.plain_for(answer.client))
+            cost["saved_down"] = frame.size(plain).total - down.total
+        if request is not None and request.plain is not None and isinstance(answer, Update):
+            cost["saved_up"] = frame.size(answer._replace(tree=request.plain)).total - up.total
+        return cost
 
     def cancel(self, round: int, work: str) -> None:
         """Whoever is still at this work need not finish it."""

@@ -118,7 +118,7 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
         answer = landed if isinstance(landed, Failure) else fold.judge(landed)
         if not replayed:
             shell.journal.accept(answer)
-        cost = flight.accept(answer)
+        cost = flight.accept(answer, request)
         fold.hear(answer, shell.journal.hold)
         if isinstance(answer, Update):
             shell.sink.emit(Event("update", now, work, answer.client, {**answer.metrics, **cost, "age": now - answer.round}))
