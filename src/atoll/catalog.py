@@ -1,9 +1,10 @@
 """Every name that a job file may use, found in the folders by reading the source: nothing is registered or imported.
 
 A factory is catalogued when it is a public top-level function in its kind's folder whose return annotation is the
-kind's type, spelled plainly (`-> Algorithm[State]`), and whose required parameters are simple values, callables or
-the products of other kinds (what takes its own kind is a wrapper). Modules of installed packages join through the entry-point
-group `atoll.plugins`; each entry point names a module, or a package whose modules are all read.
+kind's type, spelled plainly (`-> Algorithm[State]`), and whose required parameters are simple values, callables,
+products of other kinds or sequences of products (what takes one of its own kind is a wrapper). Modules of installed
+packages join through the entry-point group `atoll.plugins`; each entry point names a module, or a package whose modules
+are all read.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _settings(entry: Entry) -> str:
     for parameter in entry.parameters:
         if not parameter.required:
             shown.append(f"`{parameter.name} = {parameter.shown}`")
-        elif _word(parameter.annotation) in _SIMPLE:
+        elif _word(parameter.annotation) in _SIMPLE or _kind_of_each(parameter.annotation):
             shown.append(f"`{parameter.name}`")
     return ", ".join(shown)
 
@@ -251,8 +252,8 @@ def _last_word(annotation: ast.expr | None) -> str:
 def _given(annotation: str, kind: str) -> bool:
     """A factory's required parameter is a simple value, a callable, or another kind's product.
 
-    Engines are handed the clients and their work. What needs its own kind is a wrapper, and what needs anything else
-    (`recipe: Recipe`) a part of other factories.
+    Engines are handed the clients and their work. What needs its own kind is a wrapper, which a job names beside what it
+    wraps only where it takes a sequence of them. What needs anything else (`recipe: Recipe`) is a part of other factories.
     """
     word = _word(annotation)
     if word in _MARKERS:
@@ -262,11 +263,20 @@ def _given(annotation: str, kind: str) -> bool:
         or word in _SIMPLE
         or word == ""
         or annotation.startswith(("Mapping[str, Any", "Sequence[str", "Sequence[int"))
+        or bool(_kind_of_each(annotation))
     )
 
 
 def _word(annotation: str) -> str:
     return _last_word(ast.parse(annotation, mode="eval").body)
+
+
+def _kind_of_each(annotation: str) -> str | None:
+    """`Sequence[Transform[Any]]` -> transform."""
+    node = ast.parse(annotation, mode="eval").body
+    if isinstance(node, ast.Subscript) and _last_word(node) == "Sequence":
+        return _MARKERS.get(_last_word(node.slice))
+    return None
 
 
 def _parameters(args: ast.arguments) -> Iterator[Parameter]:

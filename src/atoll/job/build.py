@@ -15,6 +15,7 @@ from atoll.job.text import Document, load
 
 if TYPE_CHECKING:
     from atoll.federation import Federation
+    from atoll.policy import Policy
     from atoll.types import Batch, Dataset, Task
 
 SECTION = {
@@ -54,8 +55,7 @@ def dataset_of(document: Document) -> Dataset:
     if problems:
         raise JobError(f"{document.place(problem.spot)}: {problem.text}" for problem in problems)
     given = document.values["data"]
-    named = Named(name=given) if isinstance(given, str) else Named.model_validate(given)
-    dataset: Dataset = make("dataset", named, seed=int(document.values.get("seed", 0)))
+    dataset: Dataset = make("dataset", Named.of(given), seed=int(document.values.get("seed", 0)))
     return dataset
 
 
@@ -70,13 +70,16 @@ def build(job: Job) -> Federation:
     dataset = _judged(data_of(job), job)
     task = make("task", job.task, seed=job.seed)
     _fits(task, dataset, job)
-    wired = {"task": task, "seed": job.seed, "population": len(dataset.clients)}
+    policy: Policy = make("policy", job.policy)
+    population = len(dataset.clients)
+    wired = {"task": task, "seed": job.seed, "population": population, "participation": _participation(policy, population)}
     local = make("local", job.local, **wired) if job.local else None
+    judged: dict[str, Any] = {"evaluate_batch_size": job.evaluation.batch_size} if job.evaluation.batch_size else {}
     return Federation(
         task,
         dataset,
         make("algorithm", job.algorithm, local=local, **wired),
-        policy=make("policy", job.policy),
+        policy=policy,
         transforms=[make("transform", each, **wired) for each in job.transforms],
         engine=job.engine.name if _own(job.engine) else catalog.find("engine", job.engine.name).load(),
         engine_options=job.engine.parameters,
@@ -86,7 +89,7 @@ def build(job: Job) -> Federation:
         selection=make("selection", job.selection, **wired) if job.selection else None,
         fleet=make("fleet", job.fleet, **wired) if job.fleet else None,
         seed=job.seed,
-        **({"evaluate_batch_size": job.evaluation.batch_size} if job.evaluation.batch_size else {}),
+        **judged,
     )
 
 
@@ -108,14 +111,9 @@ def make(kind: str, named: Named, **wired: Any) -> Any:
     entry, given = catalog.find(kind, named.name), named.parameters
     arguments: dict[str, Any] = {}
     for parameter in entry.parameters:
-        key, nested = spelling(parameter), values.kind_of(parameter.annotation)
+        key = spelling(parameter)
         if key in given:
-            value = given[key]
-            plain = isinstance(value, str) and values.settable(parameter.annotation)
-            if nested and isinstance(value, dict | str) and not plain:
-                inner = Named(name=value) if isinstance(value, str) else Named.model_validate(value)
-                value = make(nested, inner, **wired)
-            arguments[parameter.name] = value
+            arguments[parameter.name] = _made(parameter.annotation, given[key], wired)
         elif parameter.name in WIRED.get(kind, ()) and parameter.name in wired:
             arguments[parameter.name] = wired[parameter.name]
     try:
@@ -124,6 +122,21 @@ def make(kind: str, named: Named, **wired: Any) -> Any:
         if str(error).startswith("["):
             raise  # a part of this one has said where it is
         raise type(error)(f"[{SECTION.get(kind, kind)}] {error}") from error
+
+
+def _made(annotation: str, value: Any, wired: dict[str, Any]) -> Any:
+    """A value as the job sets it, or what the factories that it names make."""
+    nested, each = values.kind_of(annotation), values.kind_of_each(annotation)
+    if each and isinstance(value, list):
+        return [make(each, Named.of(part), **wired) for part in value]
+    if not nested or not isinstance(value, dict | str) or (isinstance(value, str) and values.settable(annotation)):
+        return value
+    return make(nested, Named.of(value), **wired)
+
+
+def _participation(policy: Policy, clients: int) -> float:
+    """The share of the clients that a round hears."""
+    return min((policy.close_after or policy.in_flight or clients) / clients, 1.0)
 
 
 def tokenizer_of(job: Job) -> Any:

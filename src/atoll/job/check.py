@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ WIRED: Mapping[str, frozenset[str]] = {
     "model": frozenset({"seed"}),
     "local": frozenset({"task", "seed"}),
     "algorithm": frozenset({"local", "task", "population", "seed"}),
-    "transform": frozenset({"seed", "population"}),
+    "transform": frozenset({"seed", "population", "participation"}),
     "selection": frozenset({"task", "seed"}),
     "engine": frozenset({"locals_", "clients", "memories"}),
     "fleet": frozenset({"seed"}),
@@ -151,7 +152,7 @@ def _choice(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
         given = {"name": given}
     name = given.get("name") if isinstance(given, dict) else None
     if not isinstance(name, str):
-        if len(spot) > 1 and isinstance(spot[-1], str):  # the top sections were judged by the schema
+        if len(spot) > 2 or (isinstance(spot[-1], str) and len(spot) > 1):  # the top sections were judged by the schema
             yield Problem(spot, f"{_where(spot)}name is missing: a name from `atoll catalog {kind}`")
         return
     try:
@@ -177,9 +178,9 @@ def spelling(parameter: catalog.Parameter) -> str:
 
 
 def _mend(name: str, parameter: catalog.Parameter) -> str:
-    nested = values.kind_of(parameter.annotation)
-    if nested:
-        return f"a name from `atoll catalog {nested}`"
+    nested, each = values.kind_of(parameter.annotation), values.kind_of_each(parameter.annotation)
+    if nested or each:
+        return f"{'a list, each ' if each else ''}a name from `atoll catalog {nested or each}`"
     if not values.settable(parameter.annotation):
         return f"{name} takes {parameter.annotation}, which only Python can give"
     return f"{name} has no default for it"
@@ -189,11 +190,14 @@ def _parameter(entry: catalog.Entry, key: str, value: Any, spot: Spot) -> Iterat
     at = _where(spot[:-1])
     parameter = next((p for p in entry.parameters if spelling(p) == key and not p.variadic), None)
     nested = values.kind_of(parameter.annotation) if parameter else None
+    each = values.kind_of_each(parameter.annotation) if parameter else None
     if parameter is None or (key in WIRED.get(entry.kind, ()) and not values.settable(parameter.annotation)):
         known = [spelling(p) for p in settable(entry)]
         yield Problem(spot, f"{at}{entry.name} has no parameter {key!r}{_hint(key, known) or _has(known)}")
     elif nested and isinstance(value, dict | str) and not (isinstance(value, str) and values.settable(parameter.annotation)):
         yield from _choice(nested, value, spot)
+    elif each:
+        yield from _choices(each, value, spot)
     else:
         wrong = values.problem(parameter, value)
         if wrong:
@@ -203,6 +207,16 @@ def _parameter(entry: catalog.Entry, key: str, value: Any, spot: Spot) -> Iterat
         elif _is_path(parameter) and isinstance(value, str) and not os.access(os.path.expanduser(value), os.R_OK):
             why = "can't be read" if os.path.exists(os.path.expanduser(value)) else "there is no such file or folder"
             yield Problem(spot, f"{at}{key} = {_toml(value)}: {why}")
+
+
+def _choices(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
+    """A list of names, each with its parameters."""
+    if not isinstance(given, list):
+        told = f"{spot[-1]} = {_toml(given)}: must be a list, each a name from `atoll catalog {kind}` or a table with one"
+        yield Problem(spot, f"{_where(spot[:-1])}{told}")
+        return
+    for i, one in enumerate(given):
+        yield from _choice(kind, one, (*spot, i))
 
 
 def _adapter(given: Any, spot: Spot) -> Iterator[Problem]:
@@ -224,7 +238,12 @@ def settable(entry: catalog.Entry) -> list[catalog.Parameter]:
     return [
         p
         for p in entry.parameters
-        if not p.variadic and (values.settable(p.annotation) or (values.kind_of(p.annotation) and p.name not in wired))
+        if not p.variadic
+        and (
+            values.settable(p.annotation)
+            or values.kind_of_each(p.annotation)
+            or (values.kind_of(p.annotation) and p.name not in wired)
+        )
     ]
 
 
@@ -249,6 +268,7 @@ def _where(table: Spot) -> str:
         return ""
     if table[0] == "transforms" and len(table) > 1 and isinstance(table[1], int):
         inside = ".".join(map(str, table[2:]))
+        inside = re.sub(r"\.(\d+)", lambda found: f" number {int(found[1]) + 1}", inside)  # counted from 1, as a person does
         return f"[[transforms]] number {table[1] + 1}{', ' + inside if inside else ''}: "
     return f"[{'.'.join(map(str, table))}] "
 

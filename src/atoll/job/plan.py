@@ -12,6 +12,7 @@ from atoll.errors import AtollError, ConfigError
 from atoll.job import values
 from atoll.job.check import clients_of, spelling
 from atoll.job.schema import Job, Named
+from atoll.job.together import links_of
 from atoll.models import shapes
 from atoll.report.units import count, number, size
 
@@ -101,12 +102,24 @@ def plan(job: Job) -> Plan:
 
 
 def _narrowed(job: Job) -> float:
-    """Bytes of an encoded update over those of the same in fp32: each codec works on the values that the one before it leaves."""
+    """Bytes of an encoded update over those of the same in fp32: each codec works on the values that the one before it leaves.
+
+    Of the bits of a codec `beside` (positions, say) are no values, and stay as they are.
+    """
     share = 1.0
-    for given in job.transforms:
+    for _, given in reversed(list(links_of(job))):
         entry = catalog.find("transform", given.name)
-        share *= _bits(entry, given) / (8 * FLOAT_BYTES)
+        bits, beside = _bits(entry, given), _per(entry, given) * float(entry.traffic.get("beside", 0.0))
+        share = (beside + (bits - beside) * share) / (8 * FLOAT_BYTES)
     return share
+
+
+def _per(entry: catalog.Entry, given: Named) -> float:
+    """The value of the parameter that a codec's TRAFFIC names as `per`, 1 where it names none."""
+    if "per" not in entry.traffic:
+        return 1.0
+    parameter = entry.parameter(entry.traffic["per"])
+    return float(given.parameters.get(entry.traffic["per"], parameter.default if parameter else 1.0))
 
 
 def _bits(entry: catalog.Entry, given: Named) -> float:
@@ -117,8 +130,7 @@ def _bits(entry: catalog.Entry, given: Named) -> float:
     traffic = entry.traffic
     if "per" not in traffic:
         return float(traffic.get("bits", 8 * FLOAT_BYTES))
-    parameter = entry.parameter(traffic["per"])
-    at = float(given.parameters.get(traffic["per"], parameter.default if parameter else 1.0))
+    at = _per(entry, given)
     if "points" not in traffic:
         return float(traffic["bits"]) * at
     points = sorted(traffic["points"])
@@ -183,7 +195,7 @@ def _partition(data: Named) -> str:
     given = data.parameters.get("partition")
     if given is None:
         return ""
-    return f", split by {_spelled(Named(name=given) if isinstance(given, str) else Named.model_validate(given))}"
+    return f", split by {_spelled(Named.of(given))}"
 
 
 def _model(figures: Plan) -> str:
@@ -212,7 +224,7 @@ def _short(value: Any) -> str:
         rest = ", ".join(f"{key} {_short(inner)}" for key, inner in value.items() if key != "name")
         return f"{value.get('name', '')}{f' ({rest})' if rest else ''}".strip()
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_short, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -226,7 +238,7 @@ def _trained(task: Named) -> Trained:
     for parameter in entry.parameters:
         given = task.parameters.get(spelling(parameter), parameter.default)
         if values.kind_of(parameter.annotation) == "model" and given is not None:
-            return _built(Named(name=given) if isinstance(given, str) else Named.model_validate(given))
+            return _built(Named.of(given))
         if parameter.name == "model" and isinstance(given, str):
             classes = entry.parameter("classes")
             outputs = task.parameters.get("classes", classes.default) if classes else 0

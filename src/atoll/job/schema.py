@@ -25,6 +25,15 @@ class Named(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     name: str
 
+    @classmethod
+    def of(cls, given: str | dict[str, Any]) -> Named:
+        """From what stands in a job file: a name, or a table with one.
+
+        >>> Named.of("int8").name, Named.of({"name": "top_k", "fraction": 0.01}).parameters
+        ('int8', {'fraction': 0.01})
+        """
+        return cls(name=given) if isinstance(given, str) else cls.model_validate(given)
+
     @property
     def parameters(self) -> dict[str, Any]:
         """What stands beside the name."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from atoll import catalog
 from atoll.errors import AtollError, ConfigError
+from atoll.job import values
 from atoll.job.schema import Job, Named
 from atoll.job.text import Spot
 from atoll.selection.rule import cohort, refuse
@@ -104,10 +105,26 @@ def _fleet(job: Job) -> Iterator[Problem]:
 
 def _transforms(job: Job) -> Iterator[Problem]:
     """What `pipe` refuses, by what the factories say of themselves in their source."""
-    entries = [catalog.find("transform", each.name) for each in job.transforms]
+    placed = list(links_of(job))
+    entries = [catalog.find("transform", each.name) for _, each in placed]
     payload = "composite" if "composite" in catalog.find("algorithm", job.algorithm.name).said else "update"
     for clash in clashes([Link(entry.name, entry.said) for entry in entries], payload=payload):
-        yield Problem(("transforms", clash.at, "name"), f"[[transforms]] number {clash.at + 1}: {clash.text}")
+        spot = placed[clash.at][0]
+        yield Problem((*spot, "name"), f"[[transforms]] number {int(spot[1]) + 1}: {clash.text}")
+
+
+def links_of(job: Job) -> Iterator[tuple[Spot, Named]]:
+    """All transforms of a job and where each stands; one that is made of others comes before those."""
+    for i, each in enumerate(job.transforms):
+        yield from _within(each, ("transforms", i))
+
+
+def _within(given: Named, spot: Spot) -> Iterator[tuple[Spot, Named]]:
+    yield spot, given
+    for parameter in catalog.find("transform", given.name).parameters:
+        if values.kind_of_each(parameter.annotation) == "transform":
+            for i, one in enumerate(given.parameters.get(parameter.name, [])):
+                yield from _within(Named.of(one), (*spot, parameter.name, i))
 
 
 def _fits(job: Job) -> Iterator[Problem]:
@@ -117,7 +134,7 @@ def _fits(job: Job) -> Iterator[Problem]:
     given = job.task.parameters.get("model")
     if shape is None or given is None:
         return
-    model = Named(name=given) if isinstance(given, str) else Named.model_validate(given)
+    model = Named.of(given)
     sizes = [int(word) if word.isdigit() else None for word in shape[1].split(", ")[1:]]
     told = " x ".join(word for word in shape[1].split(", ")[1:])
     for key, wanted in _wanted(model.name, sizes):

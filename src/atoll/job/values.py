@@ -33,6 +33,7 @@ class Bound(NamedTuple):
 _ABOVE_0 = Bound("must be above 0", lambda v: v > 0)
 _AT_LEAST_0 = Bound("must be 0 or more", lambda v: v >= 0)
 _AT_LEAST_1 = Bound("must be 1 or more", lambda v: v >= 1)
+_SHARE = Bound("must be above 0 and at most 1", lambda v: 0 < v <= 1)
 _FACTOR = Bound("must be 0 or more and below 1", lambda v: 0 <= v < 1)
 # One name means one thing in every factory, so the ranges that no factory would relax can be said without importing it.
 BOUNDS: Mapping[str, Bound] = {
@@ -59,6 +60,9 @@ BOUNDS: Mapping[str, Bound] = {
     "b1": _FACTOR,
     "b2": _FACTOR,
     "test_fraction": _FACTOR,
+    "fraction": _SHARE,
+    "decay": _SHARE,
+    "participation": _SHARE,
     "dropout": _FACTOR,
 }
 
@@ -97,6 +101,16 @@ def kind_of(annotation: str) -> str | None:
     """
     kinds = {kind.marker: kind.name for kind in KINDS.values()}
     return next((kinds[word] for arm in _arms(_parsed(annotation)) if (word := _head(arm)) in kinds), None)
+
+
+def kind_of_each(annotation: str) -> str | None:
+    """The catalog kind of the members of a list whose members other factories make.
+
+    >>> kind_of_each("Sequence[Transform[Any]]"), kind_of_each("Sequence[int]"), kind_of_each("Transform[Any]")
+    ('transform', None, None)
+    """
+    lists = [arm for arm in _arms(_parsed(annotation)) if _head(arm) in _LISTS]
+    return next((kind for arm in lists for part in _inner(arm) if (kind := kind_of(ast.unparse(part)))), None)
 
 
 @functools.cache
