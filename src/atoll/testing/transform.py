@@ -70,22 +70,27 @@ def update_of(seed: int = 0, scale: float = 1.0, flat: bool = False) -> Update:
     return Update(3, ClientId("north"), "train", tree.pack(sent) if flat else sent, 8.0, {"loss": 0.5})
 
 
-def _encode(transform: Transform[Any], update: Update, memory: Tree | None = None, seed: int = 0) -> tuple[Update, Tree]:
-    broadcast = transform.broadcast(transform.init(tree.zeros(update.tree)))
+def _encode(
+    transform: Transform[Any], update: Update, memory: Tree | None = None, seed: int = 0, state: Any = None
+) -> tuple[Update, Tree]:
+    broadcast = transform.broadcast(transform.init(tree.zeros(update.tree)) if state is None else state)
     assignment = Assignment(update.round, update.client, update.work, tree.zeros(update.tree), seed)
     return transform.encode(assignment, broadcast, memory or {}, update)
 
 
 def _server(transform: Transform[Any], encoded: Sequence[Update]) -> Tree:
     """What the algorithm sees of encoded updates, averaged uniformly."""
+    return _finished(transform, encoded, transform.init({name: torch.zeros(shape) for name, shape in SHAPES.items()}))[0]
+
+
+def _finished(transform: Transform[Any], encoded: Sequence[Update], state: Any) -> tuple[Tree, Any]:
     reduce, like = mean("uniform"), {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     acc = reduce.init()
     for update in encoded:
         acc = reduce.add(acc, transform.decode(update, like) if transform.decode else update)
-    state = transform.init({name: torch.zeros(shape) for name, shape in SHAPES.items()})
     reduced = Reduced(reduce.finish(acc), [u.client for u in encoded], {})
-    finished, _ = transform.finish(state, reduced)
-    return {name: x.clone() for name, x in finished.items()}
+    finished, after = transform.finish(state, reduced)
+    return {name: x.clone() for name, x in finished.items()}, after
 
 
 def _check_update(transform: Transform[Any]) -> None:
@@ -156,9 +161,13 @@ def _check_linear(transform: Transform[Any], tolerance: float) -> None:
 
 
 def _check_unbiased(transform: Transform[Any], draws: int = 400) -> None:
-    given = update_of(2)
+    given, seen = update_of(2), list[Tree]()
+    state = transform.init(tree.zeros(given.tree))
+    for seed in range(draws):  # of one round each: what all clients of a round share is drawn anew
+        out, state = _finished(transform, [_encode(transform, given, seed=seed, state=state)[0]], state)
+        seen.append(out)
     for name in ("w", "b"):
-        outs = torch.stack([_server(transform, [_encode(transform, given, seed=s)[0]])[name] for s in range(draws)])
+        outs = torch.stack([out[name] for out in seen])
         off = (outs.mean(0) - given.tree[name]).abs()
         allowed = 6 * outs.std(0) / math.sqrt(draws) + 1e-4 * given.tree[name].abs()
         assert bool((off <= allowed).all()), f"unbiased=True, but the mean of {draws} encodings of {name!r} is off"
