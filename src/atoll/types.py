@@ -160,6 +160,10 @@ class Captured(NamedTuple):
     constants: tuple[float, ...]  # what else decides the arithmetic, such as the learning rate
 
 
+# What a fold sends: y - w; more or other than that; a transform's code; a few scalars, which nothing can make smaller.
+Payload: TypeAlias = Literal["update", "composite", "encoded", "scalars"]
+
+
 class Local(NamedTuple, Generic[C]):
     """Client half: a fold over batches, so that engines may loop, trace, stack or shard it.
 
@@ -171,7 +175,7 @@ class Local(NamedTuple, Generic[C]):
     final: Callable[[Assignment, C, Seen], tuple[Update, Tree]]  # -> (update, this client's new memory)
     batching: Batching = Batching()
     descent: Descent | None = None  # None: the fold has no gradient that an algorithm could correct
-    payload: Literal["update", "composite", "encoded"] = "update"  # y - w; more or other than that; a transform's code
+    payload: Payload = "update"
     captured: Callable[[C], Captured] | None = None  # None: the step can't be a graph
     averaged: frozenset[str] = frozenset()  # buffers in the payload: averaged as they are, past any server optimiser
 
