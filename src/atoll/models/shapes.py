@@ -6,9 +6,11 @@ Names and order are those of the real module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 from atoll.errors import ConfigError
 
@@ -25,6 +27,13 @@ QUERY_AND_VALUE = (
     ("c_attn",),
     ("qkv",),
 )
+# Arguments that are numbers of hidden units.
+_HIDDEN: Mapping[str, tuple[str, ...]] = {
+    "mlp": ("hidden",),
+    "cnn": ("filters", "hidden"),
+    "lstm": ("hidden",),
+    "transformer": (),
+}
 _CONV1D = {"c_attn", "c_fc", "c_proj"}  # GPT-2 keeps these as (inputs, outputs)
 
 
@@ -89,6 +98,41 @@ def transformer(
         shapes |= _norm(f"{at}norm2.", width)
         shapes |= _dense(f"{at}up.", width, 4 * width) | _dense(f"{at}down.", 4 * width, width)
     return shapes | _norm("norm.", width) | _dense("output.", width, vocabulary, False)
+
+
+def present(size: int, keep: float) -> int:
+    """How many of a layer's hidden units are in a smaller model: the nearest number, one at least.
+
+    >>> present(10, 0.25), present(3, 0.1)
+    (2, 1)
+    """
+    return max(1, round(keep * size))
+
+
+def narrowed(model: str, arguments: Mapping[str, Any], keep: float) -> Shapes:
+    """State of the model of that name with so much of its hidden units, as `models.units` cuts it.
+
+    Raises:
+        ConfigError: it has no hidden units, or they are not known here.
+
+    >>> narrowed("mlp", {"inputs": 4, "hidden": [6], "outputs": 2}, 0.5)["output.weight"]
+    (2, 3)
+    """
+    if model not in _HIDDEN:
+        raise ConfigError(f"the hidden units of {model} are known once it is built")
+    of: Callable[..., Shapes] = globals()[model]
+    given = {name: each.default for name, each in inspect.signature(of).parameters.items()} | dict(arguments)
+    for name in _HIDDEN[model]:
+        size = given[name]
+        given[name] = present(size, keep) if isinstance(size, int) else [present(n, keep) for n in size]
+    shapes = of(**given)
+    for name, shape in shapes.items() if model == "transformer" else ():
+        inner = present(4 * given["width"], keep)  # the width itself is what blocks pass on to each other
+        if ".up." in name:
+            shapes[name] = (inner, *shape[1:])
+        elif name.endswith(".down.weight"):
+            shapes[name] = (shape[0], inner)
+    return shapes
 
 
 def llama(vocabulary: int, width: int, layers: int, heads: int, key_heads: int, inner: int, tied: bool) -> Shapes:

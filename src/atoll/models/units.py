@@ -222,7 +222,7 @@ def _chained(layers: Iterator[tuple[str, Any]]) -> Iterator[Units]:
         if isinstance(layer, nn.Linear) or (convolves and layer.groups == 1):
             if made and (read := _read(name, layer, made.size, channels, flat)):
                 yield made._replace(axes=(*made.axes, read))
-            made = Units(name, layer.weight.shape[0], tuple(_rows(layer, name)))
+            made = Units(name, layer.out_channels if convolves else layer.out_features, tuple(_rows(layer, name)))
             channels, flat = convolves, False
         elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and not flat:
             if made and layer.num_features == made.size:
