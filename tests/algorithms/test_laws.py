@@ -31,7 +31,7 @@ from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.tasks.regression import regression
 from atoll.testing.store import same_bits
-from atoll.transforms.cast import cast
+from atoll.transforms.compress.cast import cast
 from atoll.transforms.clip import clip
 from atoll.transforms.pipe import pipe
 from atoll.types import Algorithm, ClientId, Task, Tree

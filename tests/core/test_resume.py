@@ -26,7 +26,7 @@ from atoll.store.journal import FileJournal
 from atoll.store.memories import FileMemories
 from atoll.tasks.classification import classification
 from atoll.testing.store import same_bits
-from atoll.transforms.cast import cast
+from atoll.transforms.compress.cast import cast
 from atoll.transforms.pipe import pipe
 from atoll.types import Algorithm, Answer, ClientId, Task, Tree
 from tests.algorithms.test_laws import some_clients

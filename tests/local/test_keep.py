@@ -25,7 +25,7 @@ from atoll.store.memories import FileMemories, Kept
 from atoll.tasks.classification import classification
 from atoll.testing.local import check_local
 from atoll.testing.store import same_bits
-from atoll.transforms.cast import cast
+from atoll.transforms.compress.cast import cast
 from atoll.transforms.pipe import pipe
 from atoll.types import Algorithm, Assignment, Batching, ClientId, Local, Task, Tree, Update
 from tests.core.small import states

@@ -21,7 +21,7 @@ from atoll.policy import buffered
 from atoll.store.memories import Kept
 from atoll.testing.store import same_bits
 from atoll.testing.transform import check_transform
-from atoll.transforms.cast import cast
+from atoll.transforms.compress.cast import cast
 from atoll.transforms.clip import clip
 from atoll.transforms.compose import Link, clashes
 from atoll.transforms.pipe import pipe

@@ -39,7 +39,7 @@ def check_transform(transform: Transform[Any], tolerance: float = 1e-5, error: f
     `tolerance`: relative, on what should be equal up to rounding (2^-7 for a 16-bit codec). `error`: if given, what
     comes out at the server of one update differs from what went in by this much at most, relative to its norm.
 
-    >>> from atoll.transforms.cast import cast
+    >>> from atoll.transforms.compress.cast import cast
     >>> check_transform(cast("bf16"), tolerance=2**-7, error=2**-8)
     """
     assert transform.name, "a transform has a name; it marks its corner of the client's memory"

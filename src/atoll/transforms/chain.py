@@ -17,7 +17,7 @@ def chain(name: str, links: Iterable[Transform[Any]]) -> Transform[States]:
     Each link has a corner of its own in the broadcast and in the client's memory.
 
     >>> import torch
-    >>> from atoll.transforms.cast import cast
+    >>> from atoll.transforms.compress.cast import cast
     >>> from atoll.transforms.clip import clip
     >>> small = chain("small", [clip(1.0), cast("bf16")])
     >>> small.encode(None, {}, {}, Update(0, "a", "train", {"w": torch.tensor([3.0, 4.0])}, 1.0, {}))[0].tree["w"]

@@ -35,7 +35,7 @@ class Told(NamedTuple):
 def step(codec: Transform[Any], new: Tree, old: Tree, seed: int) -> tuple[Tree, Tree]:
     """The encoded step from `old` towards `new`, and where it leads.
 
-    >>> from atoll.transforms.cast import cast
+    >>> from atoll.transforms.compress.cast import cast
     >>> sent, public = step(cast("bf16"), {"w": torch.tensor([1.001])}, {"w": torch.tensor([1.0])}, 0)
     >>> sent["w"].dtype, round(float(public["w"]), 6)
     (torch.bfloat16, 1.000999)
