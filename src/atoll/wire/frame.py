@@ -9,7 +9,6 @@ who may speak at all, and that nobody changed a byte, is the business of the TLS
 
 from __future__ import annotations
 
-import functools
 import struct
 import sys
 import warnings
@@ -34,11 +33,16 @@ BASE_BYTES = 16  # of the SHA-256 of what both ends hold beforehand
 NO_BASE = bytes(BASE_BYTES)
 _START = struct.Struct("<4sBBI")
 _CHECK = struct.Struct("<I")
+START_BYTES, CHECK_BYTES = _START.size, _CHECK.size
 _MAGIC = b"ATLL"
 _ALIGN = 8
 _ASSIGNMENT, _UPDATE, _FAILURE = range(3)
+_EMPTY = Table(())
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("frames carry tensors as little-endian memory; this machine is big-endian, which Atoll does not run on")
+with warnings.catch_warnings():  # torch warns, once a process, that nobody should write to what was received; nobody does
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b"once", dtype=torch.uint8)
 
 
 class Size(NamedTuple):
@@ -89,10 +93,10 @@ def size(value: Assignment | Update | Failure) -> Size:
     >>> size(sent).total == len(b"".join(write(sent)))
     True
     """
-    table = Table(()) if isinstance(value, Failure) else table_of(value.tree)
-    known, padding = _sizes(table)
-    front = _START.size + len(_fields(value, NO_BASE)) + known.header
-    return Size(known.payload, front + -front % _ALIGN + padding + _CHECK.size)
+    table = _table(value)
+    front = START_BYTES + len(_fields(value, NO_BASE)) + len(_described(table))
+    gaps = table.places[1] - table.size_bytes
+    return Size(table.size_bytes, front + -front % _ALIGN + gaps + CHECK_BYTES)
 
 
 def read(data: bytes | bytearray | memoryview, like: Tree | None = None, most_bytes: int = sys.maxsize) -> Framed:
@@ -107,11 +111,11 @@ def read(data: bytes | bytearray | memoryview, like: Tree | None = None, most_by
     front = read_front(view)
     front.check(like, most_bytes)
     begins, ends = front.size_bytes, front.size_bytes + front.payload_bytes
-    if len(view) != ends + _CHECK.size:
-        raise FrameError(f"a frame of {len(view)} bytes should have {ends + _CHECK.size}; it was cut short or run together")
+    if len(view) != ends + CHECK_BYTES:
+        raise FrameError(f"a frame of {len(view)} bytes should have {ends + CHECK_BYTES}; it was cut short or run together")
     if _CHECK.unpack(view[ends:])[0] != zlib.crc32(view[:ends]):
         raise FrameError("a frame's checksum is not that of its bytes; it was damaged on the way, send it again")
-    return Framed(front.filled(view[begins:ends]), codecs_of(front.table), front.base)
+    return Framed(front.filled(view[begins:ends]), front.table.codecs, front.base)
 
 
 class Front(NamedTuple):
@@ -125,7 +129,7 @@ class Front(NamedTuple):
     @property
     def payload_bytes(self) -> int:
         """Of the tensors and the gaps between them."""
-        return _places(self.table)[1]
+        return self.table.places[1]
 
     def check(self, like: Tree | None, most_bytes: int) -> None:
         """Raise FrameError where the tensors that are announced are not those of `like`, or are more than `most_bytes`."""
@@ -144,46 +148,62 @@ class Front(NamedTuple):
         return self.value if isinstance(self.value, Failure) else self.value._replace(tree=_tree(self.table, payload))
 
 
+def front_bytes(start: bytes | bytearray | memoryview) -> int:
+    """How many bytes come before the payload, by the first `START_BYTES`: so much may be read from a socket.
+
+    Raises:
+        FrameError: not a frame, of another version, or longer than a frame's front may be.
+
+    >>> front_bytes(b"".join(write(Failure(0, ClientId("north"), "train", "no_data", "")))[:START_BYTES])
+    56
+    """
+    if len(start) < START_BYTES or bytes(start[:4]) != _MAGIC:
+        raise FrameError("these bytes are no frame: they do not begin with ATLL; something else speaks to this port")
+    _, version, _, length = _START.unpack(start[:START_BYTES])
+    if not 1 <= version <= VERSION:
+        raise FrameError(f"a frame of version {version}: this Atoll reads 1 to {VERSION}; use one release of atoll at both ends")
+    if length > MOST_HEAD_BYTES:
+        raise FrameError(f"a frame's head of {length} bytes is longer than the {MOST_HEAD_BYTES} allowed; it is damaged")
+    front = START_BYTES + int(length)
+    return front + -front % _ALIGN
+
+
 def read_front(data: bytes | bytearray | memoryview) -> Front:
     """A frame's front, from as many of its bytes as there are.
 
     Raises:
-        FrameError: not a frame, of a newer version, or cut short before its payload.
+        FrameError: not a frame, of another version, or cut short before its payload.
     """
     view = memoryview(data).cast("B")
-    if len(view) < _START.size or bytes(view[:4]) != _MAGIC:
-        raise FrameError("these bytes are no frame: they do not begin with ATLL; something else speaks to this port")
-    _, version, kind, length = _START.unpack(view[: _START.size])
-    if version > VERSION:
-        raise FrameError(f"a frame of version {version}: this Atoll reads up to {VERSION}; upgrade atoll here")
-    if length > MOST_HEAD_BYTES or _START.size + length > len(view):
-        raise FrameError(f"a frame's head of {length} bytes is longer than what came or than {MOST_HEAD_BYTES}; it is damaged")
-    octets = Octets(view[_START.size : _START.size + length])
+    ends = front_bytes(view)
+    if ends > len(view):
+        raise FrameError(f"a frame's front of {ends} bytes is longer than the {len(view)} that came; it was cut short")
+    _, _, kind, length = _START.unpack(view[:START_BYTES])
+    octets = Octets(view[START_BYTES : START_BYTES + length])
     value = _value(kind, octets)
-    base = bytes(octets.take(BASE_BYTES))
-    codecs = octets.octets()
+    base, codecs = octets.take(BASE_BYTES), octets.octets()
     found = tables.read(octets.take(octets.left))
-    if ",".join(codecs_of(found)).encode() != codecs:
-        raise FrameError(
-            f"a frame says that {codecs!r} encoded it, and its tensors say {','.join(codecs_of(found))!r}; it is damaged"
-        )
-    front = _START.size + length
-    return Front(value, base, found, front + -front % _ALIGN)
+    if (named := ",".join(found.codecs)).encode() != codecs:
+        raise FrameError(f"a frame says that {codecs[:64]!r} encoded it, its tensors say {named[:64]!r}; it is damaged")
+    return Front(value, base, found, ends)
 
 
-@functools.lru_cache(maxsize=1024)
-def codecs_of(table: Table) -> tuple[str, ...]:
-    """The wire ids in the names of encoded tensors, `topk/1=values`, in the order of first appearance."""
-    names = (entry.name.rpartition("~")[2].partition("=") for entry in table.entries)
-    return tuple(dict.fromkeys(codec for codec, sign, _ in names if sign and "/" in codec))
+def _table(value: Assignment | Update | Failure) -> Table:
+    return _EMPTY if isinstance(value, Failure) else table_of(value.tree)
 
 
 def _front(value: Assignment | Update | Failure, base: bytes) -> bytes:
-    table = Table(()) if isinstance(value, Failure) else table_of(value.tree)
-    head = _fields(value, base) + text(",".join(codecs_of(table))) + tables.write(table)
+    head = _fields(value, base) + _described(_table(value))
+    if len(head) > MOST_HEAD_BYTES:
+        raise FrameError(f"a head of {len(head)} bytes can't be sent: {MOST_HEAD_BYTES} is the limit; send fewer tensors")
     kind = _UPDATE if isinstance(value, Update) else _FAILURE if isinstance(value, Failure) else _ASSIGNMENT
     front = _START.pack(_MAGIC, VERSION, kind, len(head)) + head
     return front + bytes(-len(front) % _ALIGN)
+
+
+def _described(table: Table) -> bytes:
+    """The end of the head: what the tensors say of themselves."""
+    return text(",".join(table.codecs)) + tables.write(table)
 
 
 def _fields(value: Assignment | Update | Failure, base: bytes) -> bytes:
@@ -191,6 +211,8 @@ def _fields(value: Assignment | Update | Failure, base: bytes) -> bytes:
         raise FrameError(f"a base hash of {len(base)} bytes: a frame carries the first {BASE_BYTES} of a SHA-256")
     fields = number(value.round) + text(value.client) + text(value.work)
     if isinstance(value, Update):
+        if len(value.metrics) > MOST_METRICS:
+            raise FrameError(f"an update with {len(value.metrics)} metrics can't be sent: {MOST_METRICS} is the limit")
         metrics = b"".join(text(name) + real(x) for name, x in value.metrics.items())
         fields += real(value.weight) + number(len(value.metrics)) + metrics
     elif isinstance(value, Failure):
@@ -203,8 +225,11 @@ def _fields(value: Assignment | Update | Failure, base: bytes) -> bytes:
 def _value(kind: int, octets: Octets) -> Assignment | Update | Failure:
     round, client, work = octets.number(), ClientId(octets.text()), octets.text()
     if kind == _UPDATE:
-        weight = octets.real()
-        return Update(round, client, work, {}, weight, {octets.text(): octets.real() for _ in range(octets.number(MOST_METRICS))})
+        weight, count = octets.real(), octets.number(MOST_METRICS)
+        metrics = {octets.text(): octets.real() for _ in range(count)}
+        if len(metrics) < count:
+            raise FrameError("a frame names a metric twice; it is damaged or hostile")
+        return Update(round, client, work, {}, weight, metrics)
     if kind == _FAILURE:
         return Failure(round, client, work, octets.text(), octets.text())
     if kind != _ASSIGNMENT:
@@ -216,31 +241,12 @@ def _told(entry: tables.Entry | None) -> str:
     return "not there" if entry is None else f"{str(entry.dtype).removeprefix('torch.')} {entry.shape}"
 
 
-@functools.lru_cache(maxsize=1024)
-def _places(table: Table) -> tuple[tuple[int, ...], int]:
-    """Where each tensor begins in the payload, and where the payload ends."""
-    found, at = [], 0
-    for entry in table.entries:
-        at += -at % entry.dtype.itemsize
-        found.append(at)
-        at += entry.size_bytes
-    return tuple(found), at
-
-
-@functools.lru_cache(maxsize=1024)
-def _sizes(table: Table) -> tuple[Size, int]:
-    """(Bytes of the tensors, of the table and the codec's ids), and bytes of the gaps between tensors."""
-    tensors = sum(entry.size_bytes for entry in table.entries)
-    header = len(text(",".join(codecs_of(table)))) + len(tables.write(table))
-    return Size(tensors, header), _places(table)[1] - tensors
-
-
 def _payload(values: Tree) -> Iterator[memoryview]:
     if isinstance(values, tree.Flat):
         yield _memory("the tree", values.buffer)
         return
     at = 0
-    for (name, x), begins in zip(values.items(), _places(table_of(values))[0], strict=True):
+    for (name, x), begins in zip(values.items(), table_of(values).places[0], strict=True):
         if begins > at:
             yield memoryview(bytes(begins - at))
         yield _memory(name, x)
@@ -257,14 +263,12 @@ def _memory(name: str, x: Tensor) -> memoryview:
 def _tree(table: Table, payload: memoryview) -> Tree:
     if not len(payload):
         return {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in table.entries}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the memory is read-only: nobody writes to what was received
-        data = torch.frombuffer(payload, dtype=torch.uint8)
+    data = torch.frombuffer(payload, dtype=torch.uint8)
+    spans = [(entry, data[at : at + entry.size_bytes]) for entry, at in zip(table.entries, table.places[0], strict=True)]
     dtypes = {entry.dtype for entry in table.entries}
+    if torch.bool in dtypes and any(e.dtype == torch.bool and bool((span > 1).any()) for e, span in spans):
+        raise FrameError("a frame holds a truth value that is neither 0 nor 1; it is damaged or hostile")
     if len(dtypes) == 1:
         layout = tree.Layout(tuple(e.name for e in table.entries), tuple(torch.Size(e.shape) for e in table.entries))
         return tree.Flat(layout, data.view(dtypes.pop()))
-    return {
-        entry.name: data[begins : begins + entry.size_bytes].view(entry.dtype).view(entry.shape)
-        for entry, begins in zip(table.entries, _places(table)[0], strict=True)
-    }
+    return {entry.name: span.view(entry.dtype).view(entry.shape) for entry, span in spans}

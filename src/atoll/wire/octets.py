@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 
 from atoll.errors import FrameError
 
 MOST_TEXT_BYTES = 4096
-_MOST_BITS = 63
+MOST = 2**63
+_MOST_SHIFT = 63
+_REAL = struct.Struct("<d")
 
 
 def number(x: int) -> bytes:
@@ -16,8 +19,10 @@ def number(x: int) -> bytes:
     >>> number(300).hex()
     'ac02'
     """
-    if x < 0:
-        raise FrameError(f"{x} can't be written in a frame: numbers there are 0 or more")
+    if not 0 <= x <= MOST:
+        raise FrameError(f"{x} can't be written in a frame: numbers there are from 0 to 2^63")
+    if x <= 0x7F:
+        return bytes((x,))
     found = bytearray()
     while x > 0x7F:
         found.append(x & 0x7F | 0x80)
@@ -26,9 +31,13 @@ def number(x: int) -> bytes:
     return bytes(found)
 
 
+@functools.lru_cache(maxsize=1024)  # the names of works, metrics and clients come again each round
 def text(x: str | bytes) -> bytes:
     """A text in UTF-8, or bytes, after their length."""
-    data = x.encode() if isinstance(x, str) else x
+    try:
+        data = x.encode() if isinstance(x, str) else x
+    except UnicodeEncodeError:
+        raise FrameError(f"{x[:64]!r} can't be written in a frame: it holds half of a character") from None
     if len(data) > MOST_TEXT_BYTES:
         raise FrameError(f"a text of {len(data)} bytes can't be written in a frame: {MOST_TEXT_BYTES} is the limit")
     return number(len(data)) + data
@@ -36,7 +45,7 @@ def text(x: str | bytes) -> bytes:
 
 def real(x: float) -> bytes:
     """A float64, little-endian."""
-    return struct.pack("<d", x)
+    return _REAL.pack(x)
 
 
 class Octets:
@@ -48,37 +57,44 @@ class Octets:
     """
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self._data, self._at = memoryview(data), 0
+        self._data, self._at = bytes(data), 0  # at most a head: bytes are read several times faster than a view
 
     @property
     def left(self) -> int:
         """Bytes not yet read."""
         return len(self._data) - self._at
 
-    def take(self, count: int) -> memoryview:
+    def take(self, count: int) -> bytes:
         """The next bytes as they are."""
         if count > self.left:
             raise FrameError(f"a frame ends {count - self.left} bytes before a field does; it was cut short or is not ours")
         self._at += count
         return self._data[self._at - count : self._at]
 
-    def number(self, most: int = 2**_MOST_BITS) -> int:
+    def byte(self) -> int:
+        """The next byte."""
+        if self._at >= len(self._data):
+            raise FrameError("a frame ends a byte before a field does; it was cut short or is not ours")
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def number(self, most: int = MOST) -> int:
         """A non-negative integer of at most `most`."""
         found = shift = 0
         while True:
-            byte = self.take(1)[0]
+            byte = self.byte()
             found |= (byte & 0x7F) << shift
             if found > most:
                 raise FrameError(f"a frame holds a number above {most} where none may be; it is damaged or hostile")
             if byte < 0x80:
                 return found
             shift += 7
-            if shift > _MOST_BITS:
+            if shift > _MOST_SHIFT:
                 raise FrameError("a frame holds a number of more than 63 bits; it is damaged or hostile")
 
     def octets(self, most: int = MOST_TEXT_BYTES) -> bytes:
         """Bytes after their length."""
-        return bytes(self.take(self.number(most)))
+        return self.take(self.number(most))
 
     def text(self, most: int = MOST_TEXT_BYTES) -> str:
         """A text in UTF-8."""
@@ -89,7 +105,7 @@ class Octets:
 
     def real(self) -> float:
         """A float64."""
-        return float(struct.unpack("<d", self.take(8))[0])
+        return float(_REAL.unpack(self.take(8))[0])
 
     def end(self) -> None:
         """Raise FrameError unless all was read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ MOST_TENSORS = 100_000
 MOST_TABLE_BYTES = 1 << 24
 MOST_AXES = 16
 _PLAIN, _ZSTD = 0, 1
+_WORTH_PACKING_BYTES = 96  # below, zstd costs more time than it saves bytes
 _DTYPES = (  # a dtype's place is its code and never changes; new ones are added at the end
     torch.float32,
     torch.float64,
@@ -51,48 +53,99 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Table(NamedTuple):
-    """Tensors in the order in which they lie in a payload."""
+@dataclass(frozen=True)
+class Table:
+    """Tensors in the order in which they lie in a payload. What follows from it is computed once."""
 
     entries: tuple[Entry, ...]
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self.entries)
+
+    @functools.cached_property
     def numbers(self) -> int:
         """Entries of all tensors together."""
         return sum(math.prod(entry.shape) for entry in self.entries)
+
+    @functools.cached_property
+    def size_bytes(self) -> int:
+        """Of the numbers of all tensors, without the gaps between them."""
+        return sum(entry.size_bytes for entry in self.entries)
+
+    @functools.cached_property
+    def places(self) -> tuple[tuple[int, ...], int]:
+        """Where each tensor begins in the payload, at a multiple of its dtype's size, and where the payload ends."""
+        found, at = [], 0
+        for entry in self.entries:
+            at += -at % entry.dtype.itemsize
+            found.append(at)
+            at += entry.size_bytes
+        return tuple(found), at
+
+    @functools.cached_property
+    def codecs(self) -> tuple[str, ...]:
+        """The wire ids in the names of encoded tensors, `topk/1=values`, in the order of first appearance."""
+        names = (entry.name.rpartition("~")[2].partition("=") for entry in self.entries)
+        return tuple(dict.fromkeys(codec for codec, sign, _ in names if sign and "/" in codec))
+
+    @functools.cached_property
+    def written(self) -> bytes:
+        """As `write` gives it."""
+        if len(self.entries) > MOST_TENSORS:
+            raise FrameError(f"a tree of {len(self.entries)} tensors can't be sent: {MOST_TENSORS} is the limit")
+        plain = number(len(self.entries)) + b"".join(_entry(entry) for entry in self.entries)
+        if len(plain) > MOST_TABLE_BYTES:
+            raise FrameError(f"a table of {len(plain)} bytes can't be sent: {MOST_TABLE_BYTES} is the limit; use shorter names")
+        small = plain
+        if len(plain) >= _WORTH_PACKING_BYTES:
+            small = zstandard.ZstdCompressor(level=9, write_checksum=False).compress(plain)
+        return bytes([_ZSTD]) + small if len(small) < len(plain) else bytes([_PLAIN]) + plain
 
 
 def table_of(values: Tree) -> Table:
     """The table of a tree.
 
-    >>> table_of({"w": torch.zeros(2, 3)}).entries[0].size_bytes
+    >>> table_of({"w": torch.zeros(2, 3)}).size_bytes
     24
     """
     if isinstance(values, tree.Flat):
         return _of_layout(values.layout, values.buffer.dtype)
-    return Table(tuple(Entry(name, x.dtype, tuple(x.shape)) for name, x in values.items()))
+    return _one(tuple(Entry(name, x.dtype, tuple(x.shape)) for name, x in values.items()))
 
 
-@functools.lru_cache(maxsize=256)
+_LAYOUTS: dict[tuple[int, torch.dtype], tuple[tree.Layout, Table]] = {}  # by identity: to hash a layout takes 100 ns a tensor
+
+
 def _of_layout(layout: tree.Layout, dtype: torch.dtype) -> Table:
-    return Table(tuple(Entry(name, dtype, tuple(shape)) for name, shape in zip(*layout, strict=True)))
+    known = _LAYOUTS.get((id(layout), dtype))
+    if known is None or known[0] is not layout:
+        if len(_LAYOUTS) >= 64:
+            _LAYOUTS.clear()
+        table = _one(tuple(Entry(name, dtype, tuple(shape)) for name, shape in zip(*layout, strict=True)))
+        known = _LAYOUTS[id(layout), dtype] = layout, table  # the layout is held, so that its id stays its own
+    return known[1]
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=64)
+def _one(entries: tuple[Entry, ...]) -> Table:
+    """The same table for the same entries, with what it has computed."""
+    return Table(entries)
+
+
 def write(table: Table) -> bytes:
     """The table as bytes, compressed where that is shorter.
 
     Raises:
-        FrameError: a dtype that no frame carries, a name or a number of tensors above the limits.
+        FrameError: a dtype that no frame carries, a name, a number of tensors or of bytes above the limits.
 
     >>> len(write(table_of({"w": torch.zeros(2, 3)})))
     8
     """
-    if len(table.entries) > MOST_TENSORS:
-        raise FrameError(f"a tree of {len(table.entries)} tensors can't be sent: {MOST_TENSORS} is the limit")
-    plain = number(len(table.entries)) + b"".join(_entry(entry) for entry in table.entries)
-    small = zstandard.ZstdCompressor(level=9, write_checksum=False).compress(plain)
-    return bytes([_ZSTD]) + small if len(small) < len(plain) else bytes([_PLAIN]) + plain
+    return table.written
 
 
 def read(data: bytes | memoryview) -> Table:
@@ -102,16 +155,19 @@ def read(data: bytes | memoryview) -> Table:
         FrameError: cut short, of unknown dtypes, of doubled names, or above the limits.
     """
     octets = Octets(data)
-    form = octets.take(1)[0]
+    form = octets.byte()
     if form == _ZSTD:
-        octets = Octets(_plain(bytes(octets.take(octets.left))))
+        octets = Octets(_plain(octets.take(octets.left)))
     elif form != _PLAIN:
         raise FrameError(f"a tensor table begins with {form}, which is no form of one; it is damaged or of a newer Atoll")
-    table = Table(tuple(_read_entry(octets) for _ in range(octets.number(MOST_TENSORS))))
+    found: dict[str, Entry] = {}
+    for _ in range(octets.number(MOST_TENSORS)):
+        entry = _read_entry(octets)
+        if entry.name in found:  # at once: ten bytes unpack to a million equal entries
+            raise FrameError(f"a tensor table names {entry.name[:64]!r} twice; it is damaged or hostile")
+        found[entry.name] = entry
     octets.end()
-    if len({entry.name for entry in table.entries}) < len(table.entries):
-        raise FrameError("a tensor table names a tensor twice; it is damaged or hostile")
-    return table
+    return Table(tuple(found.values()))
 
 
 def _entry(entry: Entry) -> bytes:
@@ -123,12 +179,12 @@ def _entry(entry: Entry) -> bytes:
 
 
 def _read_entry(octets: Octets) -> Entry:
-    name, code, axes = octets.text(), octets.take(1)[0], octets.take(1)[0]
+    name, code, axes = octets.text(), octets.byte(), octets.byte()
     if code >= len(_DTYPES) or axes > MOST_AXES:
-        raise FrameError(f"a frame gives {name!r} the dtype {code} and {axes} axes; it is damaged or of a newer Atoll")
+        raise FrameError(f"a frame gives {name[:64]!r} the dtype {code} and {axes} axes; it is damaged or of a newer Atoll")
     entry = Entry(name, _DTYPES[code], tuple(octets.number() for _ in range(axes)))
-    if math.prod(max(length, 1) for length in entry.shape) >= 2**60:
-        raise FrameError(f"a frame says that {name!r} has the shape {entry.shape}, which nothing holds; it is hostile")
+    if math.prod([length or 1 for length in entry.shape]) >= 2**60:  # nor may zeros hide what torch can't count
+        raise FrameError(f"a frame says that {name[:64]!r} has the shape {entry.shape}, which nothing holds; it is hostile")
     return entry
 
 
@@ -137,6 +193,6 @@ def _plain(packed: bytes) -> bytes:
         size = zstandard.frame_content_size(packed)
         if not 0 <= size <= MOST_TABLE_BYTES:
             raise FrameError(f"a tensor table says that it unpacks to {size} bytes; {MOST_TABLE_BYTES} is the limit")
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"a tensor table does not unpack ({error}); it is damaged") from None
