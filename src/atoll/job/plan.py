@@ -40,23 +40,31 @@ class Plan(NamedTuple):
     up_extra_bytes: float  # beside the models, such as one number
     judged: int  # times that the model goes to every client, to be judged or adapted there
     probed: int | None = 0  # clients that are sent the model before a round, to say their loss
+    down_extra_bytes: float = 0.0  # beside the models
+    at_most: bool = False  # what goes each way depends on what happens, and is no more than this
 
     @property
     def down_bytes(self) -> float | None:
         """To one client in one round."""
-        return None if self.trained is None else self.trained.trainable * FLOAT_BYTES * self.down
+        return self._models(self.down, self.down_extra_bytes)
 
     @property
     def up_bytes(self) -> float | None:
         """From one client in one round."""
-        return None if self.trained is None else self.trained.trainable * FLOAT_BYTES * self.up + self.up_extra_bytes
+        return self._models(self.up, self.up_extra_bytes)
+
+    def _models(self, times: float, extra_bytes: float) -> float | None:
+        if not times:
+            return extra_bytes
+        return None if self.trained is None else self.trained.trainable * FLOAT_BYTES * times + extra_bytes
 
     @property
     def round_bytes(self) -> float | None:
         """Both ways, all clients of one round of training."""
-        if self.trained is None or self.down_bytes is None or self.up_bytes is None or self.asked is None or self.probed is None:
+        probing = None if self.probed is None else self._models(self.probed, 0.0)
+        if self.down_bytes is None or self.up_bytes is None or self.asked is None or probing is None:
             return None
-        return (self.down_bytes + self.up_bytes) * self.asked + self.trained.trainable * FLOAT_BYTES * self.probed
+        return (self.down_bytes + self.up_bytes) * self.asked + probing
 
     @property
     def judging_bytes(self) -> float | None:
@@ -81,6 +89,8 @@ class Traffic(NamedTuple):
     down: float = 1  # models to the client
     up: float = 1  # models from it
     up_values: float = 0  # numbers beside them
+    down_per: Mapping[str, float] = {}  # numbers, at most, for each one of what a parameter of the algorithm counts
+    up_per: Mapping[str, float] = {}
 
 
 def plan(job: Job) -> Plan:
@@ -93,12 +103,21 @@ def plan(job: Job) -> Plan:
     up = sum(each.up * (narrowed if work == "train" else 1.0) for work, each in works.items())
     extra = sum(each.up_values * FLOAT_BYTES * (narrowed if work == "train" else 1.0) for work, each in works.items())
     down = sum(each.down for each in works.values())
+    per = {way: sum(_counted(algorithm, job, getattr(each, way)) for each in works.values()) for way in ("down_per", "up_per")}
+    extra += per["up_per"] * FLOAT_BYTES
     try:
         trained, unknown = _trained(job.task), ""
     except AtollError as error:
         trained, unknown = None, str(error)
     probed = _probed(job.selection, asked, clients) if job.selection else 0
-    return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed)
+    beside, at_most = per["down_per"] * FLOAT_BYTES, any(per.values())
+    return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed, beside, at_most)
+
+
+def _counted(algorithm: catalog.Entry, job: Job, per: Mapping[str, float]) -> float:
+    """Numbers that go one way: so many for each one of what a parameter counts, as the job sets it or by default."""
+    given = {each.name: job.algorithm.parameters.get(each.name, each.default) for each in algorithm.parameters}
+    return sum(each * float(given[name]) for name, each in per.items())
 
 
 def _narrowed(job: Job) -> float:
@@ -172,12 +191,13 @@ def rows(job: Job) -> Iterator[tuple[str, str]]:
         yield "selection", _spelled(job.selection) + probe
     links = ", then ".join(_spelled(each) for each in job.transforms)
     yield "update passes", links or "nothing: no clipping, compression or noise"
-    yield "to each client", f"{size(figures.down_bytes)} a round{_times(figures.down)}"
-    yield "from each client", f"{size(figures.up_bytes)} a round{_times(figures.up)}"
+    most = "at most " if figures.at_most else ""
+    yield "to each client", f"{most}{size(figures.down_bytes)} a round{_times(figures.down)}"
+    yield "from each client", f"{most}{size(figures.up_bytes)} a round{_times(figures.up)}"
     if figures.judged:
-        to_each = None if figures.down_bytes is None else figures.down_bytes / figures.down
+        to_each = None if figures.trained is None else figures.trained.trainable * FLOAT_BYTES
         yield "judging", f"{size(to_each)} to each client {_often(figures.judged)}, {size(figures.judging_bytes)} in all"
-    yield "in all", f"{size(figures.round_bytes)} a round, {size(figures.total_bytes)} in {count(figures.rounds, 'round')}"
+    yield "in all", f"{most}{size(figures.round_bytes)} a round, {size(figures.total_bytes)} in {count(figures.rounds, 'round')}"
     if job.fleet:
         yield "fleet", f"{_spelled(job.fleet)}; time, energy and CO2e are simulated"
     workers = job.engine.parameters.get("workers")
@@ -210,7 +230,7 @@ def _often(times: int) -> str:
 
 
 def _times(factor: float) -> str:
-    return "" if math.isclose(factor, 1) else f" ({factor:.3g} x the trained parameters in fp32)"
+    return "" if not factor or math.isclose(factor, 1) else f" ({factor:.3g} x the trained parameters in fp32)"
 
 
 def _spelled(named: Named) -> str:

@@ -107,7 +107,9 @@ def _transforms(job: Job) -> Iterator[Problem]:
     """What `pipe` refuses, by what the factories say of themselves in their source."""
     placed = list(links_of(job))
     entries = [catalog.find("transform", each.name) for _, each in placed]
-    payload = "composite" if "composite" in catalog.find("algorithm", job.algorithm.name).said else "update"
+    algorithm = catalog.find("algorithm", job.algorithm.name)
+    scalars = algorithm.traffic.get("train", {}).get("up") == 0
+    payload = "scalars" if scalars else "composite" if "composite" in algorithm.said else "update"
     for clash in clashes([Link(entry.name, entry.said) for entry in entries], payload=payload):
         spot = placed[clash.at][0]
         yield Problem((*spot, "name"), f"[[transforms]] number {int(spot[1]) + 1}: {clash.text}")

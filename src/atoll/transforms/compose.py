@@ -27,13 +27,17 @@ class Clash(NamedTuple):
 def clashes(links: Sequence[Link], *, payload: str = "update", secure_sum: bool = False) -> Iterator[Clash]:
     """All that does not go together, in the order of the links; the last link is nearest the network.
 
-    `payload`: what the algorithm's clients send ("update", "composite", "encoded"). `secure_sum`: the server will only
+    `payload`: what the algorithm's clients send, as in `types.Payload`. `secure_sum`: the server will only
     see sums of what leaves the last link.
 
     >>> [clash.text for clash in clashes([Link("zstd", frozenset({"entropy"})), Link("int8", frozenset())])]
     ["'int8' comes after 'zstd', whose output is entropy-coded bytes with nothing left to encode; put 'int8' before 'zstd'"]
     """
     names = [link.name for link in links]
+    if payload == "scalars":
+        why = "works on a model's update, but this algorithm's clients send a few scalars; leave it out"
+        yield from (Clash(at, f"{name!r} {why}") for at, name in enumerate(names))
+        return
     twice = [at for at, name in enumerate(names) if name in names[:at]]
     yield from (Clash(at, f"{names[at]!r} is attached twice; keep one") for at in twice)
     for at, link in enumerate(links):
