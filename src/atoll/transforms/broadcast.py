@@ -72,11 +72,11 @@ def with_broadcast(inner: Algorithm[Any], codec: Transform[Any], work: str = "tr
         try:
             request = next(flow)
             while True:
-                model = _shared(request) if request.work == work else {}
-                if not differences.coded(model):
+                if request.work != work:
                     request = flow.send((yield request))
                     continue
-                state = _advanced(state, codec, model, seed)
+                model = _shared(request)
+                state = _advanced(state, codec, model, seed) if model else state
                 reduced = yield _sending(request, state, model, known)
                 for client in reduced.clients:
                     each = known.get(client, Known())
@@ -90,9 +90,9 @@ def with_broadcast(inner: Algorithm[Any], codec: Transform[Any], work: str = "tr
 
 
 def _shared(request: Request) -> Tree:
-    """The tree that the first two candidates have in common; {} where they have none, and everybody is sent his own."""
+    """The tree that the first two candidates have in common; {} where nothing is to be encoded, and all are sent their own."""
     trees = [request.tree_for(client) for client in islice(request.clients, 2)]
-    return trees[0] if trees and _same(trees[0], trees[-1]) else {}
+    return trees[0] if trees and _same(trees[0], trees[-1]) and differences.coded(trees[0]) else {}
 
 
 def _same(a: Tree, b: Tree) -> bool:
@@ -148,7 +148,10 @@ def _sending(request: Request, state: Broadcasting, model: Tree, known: dict[Cli
         given[client] = message(last.held if unheard < PATIENCE else 0)
         return given[client]
 
-    return request._replace(tree_for=sent_to, plain_for=lambda client: personal.get(client, model))
+    def plain_for(client: ClientId) -> Tree:
+        return personal[client] if client in personal else model or tree_for(client)
+
+    return request._replace(tree_for=sent_to, plain_for=plain_for)
 
 
 def _worn(local: Local[Any], codec: Transform[Any]) -> Local[Any]:

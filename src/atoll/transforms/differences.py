@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from atoll import tree
 from atoll.errors import TreeError
@@ -19,7 +20,7 @@ from atoll.types import Assignment, ClientId, Transform, Tree, Update
 
 MARK = "~broadcast/"
 _TOLD, _VERSION, _MODEL = "told", "version", "w/"
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORD = 8
 _NOBODY = ClientId("")
 
 
@@ -110,13 +111,21 @@ def received(codec: Transform[Any], sent: Tree, memory: Tree) -> tuple[Tree, Tre
 
 
 def checksum(values: Tree) -> int:
-    """The sum of all bits as integers, modulo 2^63: whatever the order in which it is taken.
+    """The sum of each tensor's bytes as 64-bit integers, modulo 2^63: the same whatever the order in which it is taken.
 
     >>> checksum({"w": torch.tensor([0.0, -0.0])}) == checksum({"w": torch.tensor([0.0, 0.0])})
     False
     """
-    parts = [values.buffer] if isinstance(values, tree.Flat) else [x.reshape(-1) for x in values.values()]
-    return sum(int(x.view(_BITS[x.element_size()]).sum(dtype=torch.int64)) for x in parts) % (1 << 63)
+    parts = [values.buffer] if isinstance(values, tree.Flat) else values.values()
+    return sum(map(_sum, parts)) % (1 << 63)
+
+
+def _sum(x: Tensor) -> int:
+    octets = x.detach().contiguous().view(-1).view(torch.uint8)
+    if octets.storage_offset() % _WORD:
+        octets = octets.clone()
+    whole = len(octets) // _WORD * _WORD
+    return int(octets[:whole].view(torch.int64).sum()) + int.from_bytes(bytes(octets[whole:].tolist()), "little")
 
 
 def flat(values: Tree) -> Tree:

