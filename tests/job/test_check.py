@@ -131,7 +131,7 @@ name = "serial"
         ('policy={name="over_selecting", clients_per_round=9}', "over_selecting asks 12 clients at once, but there are only 10"),
         ("algorithm.name=scaffold", "number 1: 'clip' bounds the norm of an update, but this algorithm's clients send more"),
         ('transforms=[{name="cast"}, {name="cast"}]', "number 2: 'cast' is attached twice; keep one"),
-        ('transforms=[{name="cast"}, {name="clip", norm=1}]', "'clip' bounds the norm of what 'cast' has encoded; put 'clip' first"),
+        ('transforms=[{name="cast"}, {name="clip", norm=1}]', "'clip' bounds the norm of what 'cast' has encoded; put"),
         ('algorithm={name="mimelite"}\nlocal.momentum=0.9', "[local] sgd with momentum: mimelite is defined for plain SGD"),
         ("samples.tokens=5", "[samples] prompt is missing"),
         ('samples={prompt="Who is there?"}', "[samples] needs the task causal_lm: classification continues no text"),

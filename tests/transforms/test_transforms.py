@@ -21,9 +21,9 @@ from atoll.policy import buffered
 from atoll.store.memories import Kept
 from atoll.testing.store import same_bits
 from atoll.testing.transform import check_transform
-from atoll.transforms.compress.cast import cast
 from atoll.transforms.clip import clip
 from atoll.transforms.compose import Link, clashes
+from atoll.transforms.compress.cast import cast
 from atoll.transforms.pipe import pipe
 from atoll.types import Assignment, ClientId, Properties, Reduced, Transform, Tree, Update
 from tests.core.small import TWO, Log, holding, line, states, weights
