@@ -261,6 +261,16 @@ def test_refusals() -> None:
         federated_dropout(sgd(plain), plain)
 
 
+def test_the_scaler_is_its_own_algorithm_s_alone() -> None:
+    """A task that a scaled algorithm has used gives an unscaled one the same bits as one that has not."""
+    clients = some_clients()
+    task, fresh = classification(mlp(5, [6], 3)), classification(mlp(5, [6], 3))
+    last(federated_dropout(sgd(task), task, 0.5), clients, 1, task)
+    got = last(federated_dropout(sgd(task), task, 0.5, scale=False), clients, 2, task)
+    assert same(got, last(federated_dropout(sgd(fresh), fresh, 0.5, scale=False), clients, 2, fresh))
+
+
+@pytest.mark.slow
 def test_half_of_the_units_learn_as_well_for_half_of_the_bytes() -> None:
     """Digits, 48 clients of Dirichlet 0.3, 10 a round, 40 rounds: FedAvg reaches .92 or so."""
 

@@ -19,7 +19,7 @@ from atoll.models.linear import linear
 from atoll.models.lstm import lstm
 from atoll.models.mlp import mlp
 from atoll.models.transformer import transformer
-from atoll.models.units import Kept, Units, cut, grid, held, hidden_units, places, put, scale_inputs
+from atoll.models.units import Kept, Units, alive, cut, grid, held, hidden_units, places, put, scalable, scaling
 from atoll.rng import seeded
 
 
@@ -109,22 +109,23 @@ def test_a_smaller_model_is_the_whole_one_with_units_silenced(name: str, seed: i
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "tutorial"])
-def test_scaled_inputs_are_inverted_dropout_in_training_alone(name: str) -> None:
+def test_scaling_is_inverted_dropout_where_it_is_asked_for(name: str) -> None:
     with seeded(1):
         module, x = CASES[name][0](), CASES[name][1]()
     groups, values = hidden_units(module), dict(binding(module).state())
     kept, plain = draw(groups, 2), bound(module, values, x)
-    wanted = silenced(groups, kept, values)
+    wanted, small = silenced(groups, kept, values), cut(groups, kept, values)
     for group in groups:
         for axis in group.axes:
             if axis.reads:
                 wanted[axis.tensor] *= group.size / len(kept[group.name])
-    wanted_out, unscaled = bound(module, wanted, x), bound(module, cut(groups, kept, values), x)
-    scale_inputs(module, groups)
-    scale_inputs(module, groups)  # once is enough
-    torch.testing.assert_close(bound(module.train(), cut(groups, kept, values), x), wanted_out)
-    assert torch.equal(bound(module.train(), values, x), plain), "the whole model is as it was"
-    torch.testing.assert_close(bound(module.eval(), cut(groups, kept, values), x), unscaled)
+    unscaled = bound(module, small, x)
+    scalable(module, groups)
+    scalable(module, groups)  # once is enough
+    with scaling():
+        torch.testing.assert_close(bound(module, small, x), bound(module, wanted, x))
+        assert torch.equal(bound(module, values, x), plain), "the whole model is as it was"
+    assert torch.equal(bound(module, small, x), unscaled)
 
 
 def test_which_groups_there_are() -> None:
@@ -185,3 +186,34 @@ def test_put_refuses_other_shapes() -> None:
     small = {**cut(groups, kept, values), "output.weight": torch.zeros(2, 3)}
     with pytest.raises(TreeError, match=r"output.weight of a smaller model is \(2, 3\); .* it is \(2, 2\)"):
         put(groups, kept, small, copy.deepcopy(values))
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "normed", "pieces", "transformer", "lstm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_no_mask_reads_can_go(name: str, seed: int) -> None:
+    """Random masks of few entries: the model without its dead units computes what the masked one does."""
+    with seeded(seed):
+        module, x = CASES[name][0](), CASES[name][1]()
+        values = dict(binding(module).state())
+        masks = {n: torch.rand(p.shape) < (0.02 if name == "lstm" else 0.12) for n, p in module.named_parameters() if p.dim() > 1}
+    module.eval()
+    values = {n: v * masks[n] if n in masks else v for n, v in values.items()}
+    groups = hidden_units(module)
+    kept = alive(groups, masks)
+    assert any(len(kept[g.name]) < g.size for g in groups), "none is dead: the test shows nothing"
+    torch.testing.assert_close(bound(module, cut(groups, kept, values), x), bound(module, values, x))
+
+
+def test_death_spreads_backwards() -> None:
+    module = mlp(2, [2, 2], 1)
+    masks = {
+        "hidden1.weight": torch.ones(2, 2, dtype=torch.bool),
+        "hidden2.weight": torch.tensor([[True, False], [True, True]]),
+        "output.weight": torch.tensor(
+            [[True, False]]
+        ),  # nobody reads the second of hidden2, which alone reads the second of hidden1
+    }
+    assert {n: x.tolist() for n, x in alive(hidden_units(module), masks).items()} == {"hidden1": [0], "hidden2": [0]}
+    nothing = {n: torch.zeros_like(x) for n, x in masks.items()}
+    assert {n: x.tolist() for n, x in alive(hidden_units(module), nothing).items()} == {"hidden1": [0], "hidden2": [0]}
+    assert masks["hidden1.weight"].all(), "the masks given stay as they are"

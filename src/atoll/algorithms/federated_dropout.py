@@ -21,7 +21,7 @@ from atoll.errors import ConfigError
 from atoll.models import shapes, units
 from atoll.models.units import Kept, Units
 from atoll.server_opt import ServerOpt
-from atoll.types import Algorithm, ClientId, Local, Reduced, Request, Task, Tree, Update
+from atoll.types import Algorithm, Assignment, Batch, ClientId, Local, Reduced, Request, Seen, Task, Tree, Update
 
 TRAFFIC = {"train": {"narrow": "keep"}}  # both ways the model that has so much of each hidden layer
 
@@ -67,8 +67,7 @@ def federated_dropout(
     if draw not in ("client", "round"):
         raise ConfigError(f"federated_dropout draw = {draw!r}: must be 'client' or 'round'")
     groups, step_by = units.hidden_units(task.module), opt.past(server_opt or opt.sgd(), local.averaged)
-    if scale and keep < 1:
-        units.scale_inputs(task.module, groups)
+    fold = _scaled(local, task, groups) if scale and keep < 1 else local
 
     def given(round_: int, client: ClientId) -> Kept:
         return drawn(groups, keep, seed, round_, *([client] if draw == "client" else []))
@@ -92,7 +91,22 @@ def federated_dropout(
         step, after = step_by.update(delta, state.opt)
         return State(tree.add(params, step), after, state.round + 1)
 
-    return Algorithm(lambda w: State(tree.pack(w), step_by.init(w), 0), round, lambda state: state.params, {"train": local})
+    return Algorithm(lambda w: State(tree.pack(w), step_by.init(w), 0), round, lambda state: state.params, {"train": fold})
+
+
+def _scaled(local: Local[Any], task: Task, groups: Sequence[Units]) -> Local[Any]:
+    """The same fold; while it computes, and then alone, layers make up for units that are not there."""
+    units.scalable(task.module, groups)
+
+    def step(carry: Any, batch: Batch) -> Any:
+        with units.scaling():
+            return local.step(carry, batch)
+
+    def final(assignment: Assignment, carry: Any, seen: Seen) -> tuple[Update, Tree]:
+        with units.scaling():  # a user's own loop runs here
+            return local.final(assignment, carry, seen)
+
+    return local._replace(step=step, final=final)
 
 
 def drawn(groups: Sequence[Units], keep: float, seed: int, *place: object) -> dict[str, torch.Tensor]:

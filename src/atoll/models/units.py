@@ -8,6 +8,8 @@ The model's inputs and outputs are nobody's units.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -123,6 +125,37 @@ def places(groups: Sequence[Units], kept: Kept) -> dict[str, dict[int, Tensor]]:
     return found
 
 
+def alive(groups: Sequence[Units], masks: Tree) -> dict[str, Tensor]:
+    """The units that anything reads where only the entries of the masks (bool) are not zero: the others can go.
+
+    A unit read only by units that nobody reads goes too. One unit of each group stays.
+
+    >>> from atoll.models.mlp import mlp
+    >>> masks = {"hidden1.weight": torch.ones(3, 4, dtype=torch.bool), "output.weight": torch.tensor([[True, False, True]] * 2)}
+    >>> alive(hidden_units(mlp(4, [3], 2)), masks)["hidden1"].tolist()
+    [0, 2]
+    """
+    left, before = {name: x.clone() for name, x in masks.items()}, -1
+    found: dict[str, Tensor] = {}
+    while (now := sum(int(x.sum()) for x in left.values())) != before:  # who was read by a dead unit alone is dead too
+        before = now
+        for group in groups:
+            read = torch.zeros(group.size, dtype=torch.bool)
+            for at in (at for at in group.axes if at.reads):
+                read |= _by_unit(left[at.tensor], at).flatten(1).any(1) if at.tensor in left else True
+            read[0] |= not read.any()
+            found[group.name] = read.nonzero()[:, 0]
+            for at in (at for at in group.axes if at.tensor in left):
+                _by_unit(left[at.tensor], at)[~read] = False
+    return found
+
+
+def _by_unit(x: Tensor, at: Axis) -> Tensor:
+    """A view of the tensor with the units on its first axis."""
+    first = x.movedim(at.axis, 0)
+    return first.view(at.outer, len(first) // (at.outer * at.inner), at.inner, *first.shape[1:]).movedim(1, 0)
+
+
 def grid(shape: torch.Size, index: Mapping[int, Tensor]) -> tuple[Any, ...]:
     """What to index a tensor of that shape with, for all combinations of the positions along its axes."""
     last = max(index, default=-1)
@@ -130,24 +163,34 @@ def grid(shape: torch.Size, index: Mapping[int, Tensor]) -> tuple[Any, ...]:
     return tuple(x.view(-1, *(1 for _ in range(last - i))) for i, x in enumerate(full)) or (...,)
 
 
-def scale_inputs(module: nn.Module, groups: Sequence[Units]) -> None:
-    """Have the layers that read the groups make up, in training, for units that are not there: x * all / present.
-
-    This is the 1 / keep of dropout and HeteroFL's scaler. It looks at the weight that is bound at the time, so that nothing
-    changes for the whole model. A recurrent layer reads its own units unscaled.
-    """
+def scalable(module: nn.Module, groups: Sequence[Units]) -> None:
+    """Let the layers that read the groups obey `scaling`. A recurrent layer reads its own units unscaled."""
     for name in {a.tensor.rpartition(".")[0] for g in groups for a in g.axes if a.reads}:
         part = module.get_submodule(name)
         if isinstance(part, (nn.Linear, *_CONVOLUTIONS)) and _scaled not in part._forward_pre_hooks.values():
             part.register_forward_pre_hook(_scaled)
 
 
+@contextmanager
+def scaling() -> Iterator[None]:
+    """Inside, layers make up for units that are not there: their inputs times all units over those present.
+
+    This is the 1 / keep of dropout, and HeteroFL's scaler. A layer looks at the weight that is bound to it.
+    """
+    token = _SCALING.set(True)
+    try:
+        yield
+    finally:
+        _SCALING.reset(token)
+
+
+_SCALING: ContextVar[bool] = ContextVar("scaling", default=False)
+
+
 def _scaled(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     whole = part.in_features if isinstance(part, nn.Linear) else part.in_channels
     present = part.weight.shape[1]
-    if present == whole or not part.training:
-        return None
-    return (inputs[0] * (whole / present), *inputs[1:])
+    return (inputs[0] * (whole / present), *inputs[1:]) if _SCALING.get() and present < whole else None
 
 
 def _own(module: nn.Module) -> set[str]:
