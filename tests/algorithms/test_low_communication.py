@@ -18,21 +18,26 @@ from atoll.algorithms.data_parallel import data_parallel
 from atoll.algorithms.diloco import diloco
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.fragments import fragments
+from atoll.algorithms.sparseloco import sparseloco
 from atoll.algorithms.streaming_diloco import streaming_diloco
 from atoll.data.examples import Tensors
 from atoll.engines.processes import processes
 from atoll.errors import ConfigError
 from atoll.local.adamw import adamw
+from atoll.local.binding import binding
 from atoll.local.sgd import sgd
 from atoll.models.mlp import mlp
 from atoll.models.transformer import transformer
 from atoll.policy import Policy
+from atoll.round import RunState
 from atoll.store import state as kept_state
 from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.tasks.custom import custom
 from atoll.testing.store import same_bits
-from atoll.transforms.cast import cast
+from atoll.transforms.broadcast import with_broadcast
+from atoll.transforms.compress.cast import cast
+from atoll.transforms.compress.chunk_top_k import chunk_top_k
 from atoll.transforms.compress.int8 import int8
 from atoll.transforms.pipe import pipe
 from atoll.types import Algorithm, ClientId, Local, Task, Tree
@@ -94,6 +99,26 @@ def test_data_parallel_of_one_worker_is_local_adamw() -> None:
 
 def small() -> Task:
     return classification(mlp(4, [6, 5], 3))
+
+
+def test_sparseloco_by_hand() -> None:
+    task = two()
+    with torch.no_grad():
+        task.module.layers[1].fill_(2.0)  # type: ignore[index]
+    # One of the two entries a round, sign and size exact; decay .5, Y = 4, D = .75 (4 - w). Round 1 from (0, 2):
+    # D = (3, 1.5), 3 is sent, e = (0, 1.5). Round 2 from (3, 2): D = (.75, 1.5), e = (.75, 2.25), the second is sent.
+    # Round 3 from (3, 4.25): D = (.75, -.1875), e = (.375 + .75, -.1875), the first is sent: (4.125, 4.25)
+    algorithm = sparseloco(halving(task), chunk=2, keep=1, bits=1, decay=0.5)
+    start = RunState(0, algorithm.init({name: x.clone() for name, x in binding(task.module).state().items()}))
+    got = [
+        [float(x) for x in algorithm.params(s.algorithm).values()] for s in states(algorithm, holding(a=[4.0]), 3, state=start)
+    ]
+    assert got == [near(3, 2), near(3, 4.25), near(4.125, 4.25)]
+    # Two clients, outer rate .5: what each sends is averaged. a, at 1, sends the second: -1.125; b, at 5, the first: 3.75
+    algorithm = sparseloco(halving(task), 0.5, chunk=2, keep=1, bits=1)
+    start = RunState(0, algorithm.init({"layers.0": torch.zeros(1), "layers.1": torch.tensor([2.5])}))
+    (one,) = states(algorithm, holding(**TWO), 1, state=start)
+    assert [float(x) for x in algorithm.params(one.algorithm).values()] == near(0.5 * 3.75 / 2, 2.5 - 0.5 * 1.125 / 2)
 
 
 def some_clients(count: int = 3) -> Any:
@@ -212,6 +237,10 @@ ALGORITHMS: dict[str, Callable[[Task], Algorithm[Any]]] = {
     "streaming, at once": lambda task: streaming_diloco(adamw(task, batch_size=3, steps=3, keep=True), 2, overlap=0),
     "streaming int8": lambda task: pipe(streaming_diloco(adamw(task, batch_size=3, steps=3, keep=True), 3), int8()),
     "data-parallel": lambda task: data_parallel(task, lr=0.01, batch_size=3, clip_norm=1.0),
+    "sparseloco": lambda task: sparseloco(adamw(task, batch_size=3, steps=3, keep=True), chunk=32, keep=4),
+    "both directions": lambda task: with_broadcast(
+        sparseloco(adamw(task, batch_size=3, steps=3, keep=True), chunk=32, keep=4), chunk_top_k(32, 16)
+    ),
     "diloco cast": lambda task: pipe(diloco(adamw(task, batch_size=3, steps=3, keep=True)), cast("fp16")),
 }
 
@@ -224,7 +253,9 @@ def test_engines_agree(name: str) -> None:
     assert same_bits(alone, params_of(algorithm, held, 5, task, memories=others, engine=processes, workers=2))
     for client in held:
         assert same_bits(dict(memories.get(client)), dict(others.get(client))), f"what {client} remembers differs"
-    tolerance = 0.02 if name in ("streaming int8", "diloco cast") else 1e-4  # rounding may turn a code
+    tolerance = (
+        0.02 if name in ("streaming int8", "sparseloco", "both directions", "diloco cast") else 1e-4
+    )  # rounding may turn a code
     for how in ("traced", "stacked"):
         for key, x in params_of(algorithm, held, 5, task, compute=how).items():
             torch.testing.assert_close(x, alone[key], rtol=tolerance, atol=tolerance / 10)
@@ -249,6 +280,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong, says in (
         (lambda: diloco(adamw(task, steps=2)), "keep = true"),
         (lambda: streaming_diloco(adamw(task, steps=2)), "keep = true"),
+        (lambda: sparseloco(adamw(task, steps=2)), "keep = true"),
         (lambda: streaming_diloco(kept, alpha=1.0), "alpha"),
         (lambda: streaming_diloco(kept, overlap=2), "fewer than the 2"),
         (lambda: streaming_diloco(kept, fragments=0).init({"w": torch.zeros(1)}), "1 or more"),
