@@ -14,15 +14,16 @@ class _Forecaster(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(features, hidden, layers, batch_first=True)
         self.head = nn.Linear(hidden, horizon)
-        self.names = [f"{kind}_{part}_l{i}" for i in range(layers) for kind in ("weight", "bias") for part in ("ih", "hh")]
+        self.names = [[f"{kind}_{part}_l{i}" for kind in ("weight", "bias") for part in ("ih", "hh")] for i in range(layers)]
 
     def forward(self, x: Tensor) -> Tensor:
-        # nn.LSTM.forward reads a list of its weights made when it was built; a fold binds others by name.
-        weights = [getattr(self.lstm, name) for name in self.names]
-        hidden = weights[1].shape[1]  # of the weights that are bound: a smaller model has fewer units
-        start = x.new_zeros(self.lstm.num_layers, x.shape[0], hidden)
-        _, last, _ = torch.lstm(x, [start, start], weights, True, self.lstm.num_layers, 0.0, self.training, False, True)
-        forecast: Tensor = self.head(last[-1])
+        # nn.LSTM.forward reads a list of its weights made when it was built; a fold binds others by name. Layer by layer,
+        # since in a smaller model each may have its own number of units.
+        for names in self.names:
+            weights = [getattr(self.lstm, name) for name in names]
+            start = x.new_zeros(1, x.shape[0], weights[1].shape[1])
+            x = torch.lstm(x, [start, start], weights, True, 1, 0.0, self.training, False, True)[0]
+        forecast: Tensor = self.head(x[:, -1])
         return forecast
 
     def hidden_units(self) -> list[Units]:
