@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from atoll.report import cost
 from atoll.report.facts import Facts, personal, read, round_s, spread, total_bytes
 from atoll.store.record import Incident, Point, Record
 
@@ -61,6 +62,26 @@ def test_bytes_of_both_directions_add_up() -> None:
         Point(1, "train", "south", "bytes_up", 20.0, 2.0),
     )
     assert total_bytes(found) == [(1, 215.0), (2, 235.0)]
+
+
+def told_by(*clients: str, **numbers: float) -> Facts:
+    return facts(*(Point(0, "train", client, name, value, 1.0) for client in clients for name, value in numbers.items()))
+
+
+def test_headers_are_costs_and_stand_beside_the_bytes_that_hold_them() -> None:
+    found = told_by("north", "south", loss=2.0, bytes_down=1e3, header_down=1e2, bytes_up=500.0, header_up=80.0, saved_up=7.0)
+    assert found.metrics == ["loss"], "a header was drawn as a learning curve"
+    assert (found.header_down, found.header_up) == ({1: 200.0}, {1: 160.0})
+    plot = next(cost.bytes_(found))
+    assert plot.table.columns == ("round", "down", "up", "headers down", "headers up", "down in total", "up in total")
+    assert plot.table.rows == [["1", "2 kB", "1 kB", "200 B", "160 B", "2 kB", "1 kB"]]
+    assert plot.note
+
+
+def test_a_record_from_before_headers_were_counted_has_no_column_for_them() -> None:
+    plot = next(cost.bytes_(told_by("north", bytes_down=1e3, bytes_up=500.0)))
+    assert plot.table.columns == ("round", "down", "up", "down in total", "up in total")
+    assert not plot.note
 
 
 def test_only_training_makes_participation() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from atoll.report.facts import Facts, round_s
+from atoll.report.facts import Facts, ratios, round_s
 from atoll.report.lines import Line, evenly, lines, more
 from atoll.report.plot import MUTED, SERIES, Canvas, Plot, Table, draw
 from atoll.report.units import count, duration, size, size_unit
@@ -37,27 +37,33 @@ def time(facts: Facts) -> Iterator[Plot]:
 
 
 def bytes_(facts: Facts) -> Iterator[Plot]:
-    """Bytes a round each way, and their running totals."""
+    """Bytes a round each way, what of them are headers, and their running totals."""
     numbers = sorted({*facts.bytes_down, *facts.bytes_up})
     if not any((*facts.bytes_down.values(), *facts.bytes_up.values())):
         return
     ways = {"server to clients": facts.bytes_down, "clients to server": facts.bytes_up}
     totals = {way: _running(numbers, each) for way, each in ways.items()}
-    rows = [
-        [str(r), *(size(each.get(r)) for each in ways.values()), *(size(each[r]) for each in totals.values())]
-        for r in evenly(numbers)
-    ]
-    table = Table(("round", "down", "up", "down in total", "up in total"), rows, more(numbers, rows))
+    headers = {"headers down": facts.header_down, "headers up": facts.header_up} if facts.header_down else {}
+    columns = [*ways.values(), *headers.values(), *totals.values()]
+    rows = [[str(r), *(size(each.get(r)) for each in columns)] for r in evenly(numbers)]
+    table = Table(("round", "down", "up", *headers, "down in total", "up in total"), rows, more(numbers, rows))
     down, up = (each[numbers[-1]] for each in totals.values())
     alt = f"In all {size(down)} went from the server to clients, {size(up)} from clients to the server."
     unit, scale = size_unit(max((*facts.bytes_down.values(), *facts.bytes_up.values())))
     each = [Line(way, [(r, v / scale) for r, v in sorted(values.items())], i) for i, (way, values) in enumerate(ways.items())]
-    yield Plot("Bytes a round", draw("bytes", lambda canvas: _from_zero(canvas, each, unit), *THIRD), alt=alt, table=table)
+    note = "Whole frames: tensors, and headers, which hold names, shapes, metrics and checksums." if headers else ""
+    drawn = draw("bytes", lambda canvas: _from_zero(canvas, each, unit), *THIRD)
+    yield Plot("Bytes a round", drawn, alt=alt, table=table, note=note)
     total_unit, total_scale = size_unit(max(down, up))
     sums = [Line(way, [(r, v / total_scale) for r, v in t.items()], i) for i, (way, t) in enumerate(totals.items())]
     yield Plot(
         "Bytes in total", draw("bytes-total", lambda canvas: _from_zero(canvas, sums, total_unit), *THIRD), alt=alt, table=table
     )
+
+
+def compression(facts: Facts) -> list[tuple[str, str]]:
+    """How many times smaller the frames were than without codecs, each way and both; nothing for a run without codecs."""
+    return [(f"compression {each.way}", f"{each.times:.3g} x, {size(each.plain)} to {size(each.sent)}") for each in ratios(facts)]
 
 
 def staleness(facts: Facts) -> Iterator[Plot]:

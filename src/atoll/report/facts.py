@@ -19,6 +19,8 @@ from atoll.types import HELD_OUT
 
 COSTS = frozenset(
     {"seconds", "bytes_down", "bytes_up", "examples", "steps", "age", "heard", "lost", "clients", "failures", "weight", "cohort"}
+    | {"header_down", "header_up"}  # of the bytes, what is no tensor (`flight`)
+    | {"saved_down", "saved_up"}  # by codecs (`flight`)
     | {"clock_s", "transfer_s", "wait_s", "energy_j", "co2e_g"}  # of a run in virtual time (`engines.virtual`)
 )
 JUDGING = ("evaluate", "baseline", "global", "personal", "finetune")  # works that do not make the model of the federation
@@ -48,6 +50,10 @@ class Facts:
     failed: Mapping[str, Mapping[int, str]]  # client -> round -> why
     bytes_down: Mapping[int, float]  # round -> bytes from the server to all clients
     bytes_up: Mapping[int, float]
+    header_down: Mapping[int, float]  # of those, what is no tensor: names, shapes, metrics, padding, checksums
+    header_up: Mapping[int, float]
+    saved_down: Mapping[int, float]  # round -> bytes more that they would have been without codecs; empty without any
+    saved_up: Mapping[int, float]
     compute_s: Mapping[int, Mapping[str, float]]  # round -> "train" | "evaluate" -> client seconds, summed
     slowest_s: Mapping[int, float]  # round -> seconds of the client that trained longest
     ages: Mapping[int, int]  # staleness in rounds -> updates
@@ -139,6 +145,10 @@ def read(record: Record) -> Facts:
         failed=_failures(record.failures),
         bytes_down=_bytes("bytes_down", whole, sums),
         bytes_up=_bytes("bytes_up", whole, sums),
+        header_down=_bytes("header_down", whole, sums),
+        header_up=_bytes("header_up", whole, sums),
+        saved_down=_bytes("saved_down", whole, sums),
+        saved_up=_bytes("saved_up", whole, sums),
         compute_s=_compute(sums),
         slowest_s=slowest,
         ages=dict(sorted(ages.items())),
@@ -184,6 +194,29 @@ def total_bytes(facts: Facts) -> list[tuple[int, float]]:
         total += facts.bytes_down.get(number, 0.0) + facts.bytes_up.get(number, 0.0)
         found.append((number, total))
     return found
+
+
+class Ratio(NamedTuple):
+    """How often all that was sent one way goes into what it would have been without codecs."""
+
+    way: str  # "down" | "up" | "both ways"
+    sent: float  # bytes
+    plain: float  # bytes of the same frames without codecs, the model's numbers as they are trained
+
+    @property
+    def times(self) -> float:
+        """1: nothing was saved."""
+        return self.plain / self.sent
+
+
+def ratios(facts: Facts) -> list[Ratio]:
+    """Compression to clients, from clients, and of the sum; nothing for a run without codecs."""
+    down, up = sum(facts.bytes_down.values()), sum(facts.bytes_up.values())
+    saved_down, saved_up = sum(facts.saved_down.values()), sum(facts.saved_up.values())
+    if not (down and up and (saved_down or saved_up)):
+        return []
+    ways = {"down": (down, saved_down), "up": (up, saved_up), "both ways": (down + up, saved_down + saved_up)}
+    return [Ratio(way, sent, sent + saved) for way, (sent, saved) in ways.items()]
 
 
 def higher_is_better(name: str) -> bool:
