@@ -23,6 +23,10 @@ from atoll.algorithms.streaming_diloco import streaming_diloco
 from atoll.data.examples import Tensors
 from atoll.engines.processes import processes
 from atoll.errors import ConfigError
+from atoll.job.check import check
+from atoll.job.plan import plan
+from atoll.job.templates import named
+from atoll.job.text import parse
 from atoll.local.adamw import adamw
 from atoll.local.binding import binding
 from atoll.local.sgd import sgd
@@ -272,6 +276,15 @@ def test_the_order_of_the_population_and_a_checkpoint_do_not_matter(name: str, t
     again = kept_state.load(half, tmp_path / "state")
     got = states(algorithm, held, 4, memories=memories, state=again)[-1]
     assert same_bits(want, dict(algorithm.params(got.algorithm)))
+
+
+@pytest.mark.parametrize("fragments", [None, 3])
+def test_check_counts_the_fragments_of_a_job(fragments: int | None) -> None:
+    text, given = named("pretraining", "mine"), f", fragments={fragments}" if fragments else ""
+    streamed = f'algorithm={{name="streaming_diloco"{given}}}'
+    whole, found = (plan(check(parse(text, overrides=["transforms=[]", *more]))) for more in ([], [streamed]))
+    assert whole.down == whole.up == 1
+    assert found.down == found.up == 1 / (fragments or 4)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -25,7 +25,7 @@ from atoll.errors import ConfigError
 from atoll.local.corrections import correct
 from atoll.types import Algorithm, Assignment, Batch, Captured, ClientId, Finished, Local, Reduced, Request, Tree
 
-TRAFFIC = {"train": {"down": 0.25, "up": 0.25}}  # of the model, with the four fragments that are the default
+TRAFFIC = {"train": {"over": "fragments"}}  # of the model, each way
 _OWN, _BASE = "streaming/own/", "streaming/base/"
 
 

@@ -91,6 +91,7 @@ class Traffic(NamedTuple):
     up_values: float = 0  # numbers beside them
     down_per: Mapping[str, float] = {}  # numbers, at most, for each one of what a parameter of the algorithm counts
     up_per: Mapping[str, float] = {}
+    over: str = ""  # a parameter of the algorithm: in so many rounds the model goes each way once
 
 
 def plan(job: Job) -> Plan:
@@ -98,7 +99,7 @@ def plan(job: Job) -> Plan:
     clients = clients_of(job)
     asked = job.policy.parameters.get("clients_per_round") or job.policy.parameters.get("buffer") or clients
     algorithm = catalog.find("algorithm", job.algorithm.name)
-    works = {work: Traffic(**sends) for work, sends in ({"train": {}} | dict(algorithm.traffic)).items()}
+    works = {w: _in_turn(algorithm, job, Traffic(**sends)) for w, sends in ({"train": {}} | dict(algorithm.traffic)).items()}
     narrowed = _narrowed(job)  # transforms are attached to training alone
     up = sum(each.up * (narrowed if work == "train" else 1.0) for work, each in works.items())
     extra = sum(each.up_values * FLOAT_BYTES * (narrowed if work == "train" else 1.0) for work, each in works.items())
@@ -112,6 +113,13 @@ def plan(job: Job) -> Plan:
     probed = _probed(job.selection, asked, clients) if job.selection else 0
     beside, at_most = per["down_per"] * FLOAT_BYTES, any(per.values())
     return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed, beside, at_most)
+
+
+def _in_turn(algorithm: catalog.Entry, job: Job, each: Traffic) -> Traffic:
+    """What an algorithm that sends a part of the model at a time sends in one round."""
+    parameter = algorithm.parameter(each.over)
+    parts = job.algorithm.parameters.get(each.over, parameter.default if parameter else 1)
+    return each._replace(down=each.down / parts, up=each.up / parts)
 
 
 def _counted(algorithm: catalog.Entry, job: Job, per: Mapping[str, float]) -> float:
