@@ -47,6 +47,7 @@ def check_transform(transform: Transform[Any], tolerance: float = 1e-5, error: f
     _check_update(transform)
     _check_memory(transform)
     _check_state(transform)
+    _check_finish(transform)
     _check_bad_values(transform)
     if error is not None:
         _check_error(transform, error)
@@ -126,6 +127,28 @@ def _check_state(transform: Transform[Any]) -> None:
         again = kept.load({"state": state}, Path(folder) / "state")["state"]
     a, b = transform.broadcast(state), transform.broadcast(again)
     assert same_bits(dict(a), dict(b)), "a state read from a checkpoint broadcasts something else"
+
+
+def _check_finish(transform: Transform[Any]) -> None:
+    """What the server makes of two rounds: again from the first state, and from a checkpoint between them."""
+    like, reduce = {name: torch.zeros(shape) for name, shape in SHAPES.items()}, mean("uniform")
+
+    def heard(state: Any, seed: int) -> tuple[Tree, Any]:
+        update = update_of(seed)
+        assignment = Assignment(update.round, update.client, update.work, tree.zeros(update.tree), seed)
+        update, _ = transform.encode(assignment, transform.broadcast(state), {}, update)
+        update = transform.decode(update, like) if transform.decode else update
+        finished, state = transform.finish(state, Reduced(reduce.finish(reduce.add(reduce.init(), update)), [update.client], {}))
+        return {name: x.clone() for name, x in finished.items()}, state
+
+    start = transform.init({name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    first, after = heard(start, 0)
+    with TemporaryDirectory() as folder:
+        kept.save({"state": after}, Path(folder) / "state")
+        again = kept.load({"state": after}, Path(folder) / "state")["state"]
+    second, _ = heard(after, 1)
+    assert same_bits(heard(start, 0)[0], first), "finish wrote to the state that it was given"
+    assert same_bits(heard(again, 1)[0], second), "a state read from a checkpoint finishes otherwise"
 
 
 def _check_bad_values(transform: Transform[Any]) -> None:
