@@ -9,16 +9,19 @@ import pytest
 import torch
 
 from atoll import tree
-from atoll.algorithms.fedkseed import CLIP, State, fedkseed, replay
+from atoll.algorithms.fedkseed import State, _drawn, fedkseed, replay
+from atoll.data.digits import digits
 from atoll.data.examples import Tensors
 from atoll.engines.processes import processes
-from atoll.errors import ConfigError
+from atoll.errors import ConfigError, RoundError
+from atoll.federation import Federation
 from atoll.local.binding import binding
-from atoll.local.directions import Directions, on_grids, sha256
-from atoll.local.zeroth_order import INDEX, MEMORY
+from atoll.local.directions import Directions, add_, on_grids, sha256
+from atoll.local.zeroth_order import INDEX, MEMORY, patch
 from atoll.models.mlp import mlp
 from atoll.policy import Policy, buffered
 from atoll.rng import seeded
+from atoll.round import RunState
 from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.testing.local import check_local
@@ -58,8 +61,7 @@ def witnessed(algorithm: Algorithm[State], task: Task) -> tuple[Algorithm[State]
 
     def init(assignment: Assignment, memory: tree.Tree) -> Any:
         carry = local.init(assignment, memory)
-        held = {name: x for name, x in task.module.named_parameters()}
-        seen.append((assignment.round, assignment.client, sha256(held)))
+        seen.append((assignment.round, assignment.client, sha256(dict(task.module.named_parameters()))))
         return carry
 
     watched: Local[Any] = local._replace(init=init)
@@ -83,8 +85,6 @@ def test_server_clients_and_a_newcomer_have_the_same_weights(dtype: torch.dtype,
 
 def test_what_it_says_is_what_it_does() -> None:
     """The definition in double precision: w0 - lr sum_j G_j z_j, up to half a step of the grid for each j and for w0."""
-    from atoll.local.directions import add_
-
     task = task_of()
     state = states(small(task, lr=0.05), some_clients(), 3, task)[-1].algorithm
     w0, directions = weights_of(task), Directions(K)
@@ -134,32 +134,23 @@ def test_the_law_kit() -> None:
     task, clients = task_of(), some_clients(1)
     algorithm = small(task)
     state = states(algorithm, clients, 2, task)[-1].algorithm
-    from atoll.local.zeroth_order import patch
-
     check_local(algorithm.local["train"], clients[ClientId("c0")]["train"], patch(state.g, None, state.base))
 
 
+@pytest.mark.slow
 def test_both_directions_fit_in_18_kilobytes_at_4096_candidates() -> None:
     """At the paper's 200 steps, with every one of the 4,096 entries of G in use, header included."""
-    task, clients, log = task_of(), some_clients(2), Log()
-    algorithm = small(task, steps=200, lr=1e-4)
+    task, log, lr = line(), Log(), 1e-4
     full = torch.randn(K, generator=torch.Generator().manual_seed(0))
-    base = algorithm.init(binding(task.module).state())
-    started = base._replace(g=full, changed=torch.zeros(K, dtype=torch.int64), params=_at(task, full, 1e-4))
-    from atoll.round import RunState
-
-    runs = states(algorithm, clients, 3, task, state=RunState(0, started), log=log)
-    assert sha256({n: runs[-1].algorithm.params[n] for n in base.steps}) == sha256(
-        replay(weights_of(task), runs[-1].algorithm.g, Directions(K), 1e-4)
-    )
+    algorithm = fedkseed(task, lr=lr, eps=1e-3, steps=200)
+    first = algorithm.init(binding(task.module).state())
+    late = first._replace(g=full, changed=first.changed + 1, params=replay(weights_of(task), full, Directions(K), lr))
+    run = states(algorithm, holding(a=[1.0], b=[5.0]), 3, state=RunState(0, late), log=log)
+    last = run[-1].algorithm
+    assert sha256(last.params) == sha256(replay(weights_of(task), last.g, Directions(K), lr))
     for event in log.of("update"):
-        both = event.metrics["bytes_down"] + event.metrics["bytes_up"]
-        assert both <= 18_000
+        assert event.metrics["bytes_down"] + event.metrics["bytes_up"] <= 18_000
         assert (event.metrics["bytes_down"] > 16_384) == (event.round == 0), "later only what changed is sent"
-
-
-def _at(task: Task, g: torch.Tensor, lr: float) -> dict[str, torch.Tensor]:
-    return dict(replay(weights_of(task), g, Directions(K), lr))
 
 
 def test_a_client_that_has_forgotten_is_sent_all_of_it_the_next_time() -> None:
@@ -199,8 +190,6 @@ def test_other_first_weights_are_refused() -> None:
     task = task_of()
     algorithm = small(task)
     others = {name: x + 1 for name, x in binding(task.module).state().items()}
-    from atoll.round import RunState
-
     with pytest.raises(ConfigError, match="use one job file"):
         states(algorithm, some_clients(), 1, task, state=RunState(0, algorithm.init(others)))
 
@@ -216,8 +205,6 @@ def test_a_loss_that_is_no_number_is_that_clients_failure_and_spoils_nothing() -
 
 def test_weights_that_leave_their_grid_are_said_and_not_rounded() -> None:
     task, clients, log = task_of(), some_clients(2), Log()
-    from atoll.errors import RoundError
-
     with pytest.raises(RoundError, match="lower fedkseed's lr"):
         states(small(task, lr=1e6), clients, 2, task, log=log)
 
@@ -233,28 +220,22 @@ def test_in_buffered_runs_a_client_is_sent_what_changed_since_it_was_last_asked(
 
 def test_pro_asks_for_what_has_moved_the_loss_most() -> None:
     """softmax(minmax(a)) gives the largest e times the chance of the smallest."""
-    from atoll.algorithms.fedkseed import _drawn
-
     task = task_of()
     state = small(task, pro=True, candidates=4).init(binding(task.module).state())
     state = state._replace(size=torch.tensor([0.0, 2.0, 8.0, 0.0]), times=torch.tensor([1.0, 2.0, 4.0, 0.0]))
     drawn = _drawn(state, ClientId("a"), 0, 200_000)
     chances = np.exp([0.0, 0.5, 1.0, 0.0])
     assert torch.bincount(drawn, minlength=4).numpy() / 200_000 == pytest.approx(chances / chances.sum(), abs=5e-3)
-    assert CLIP == 1000.0
 
 
-def test_it_trains() -> None:
-    from atoll.data.digits import digits
-    from atoll.federation import Federation
-
-    with seeded(0):
-        task = classification(mlp(64, [16], 10))
-    algorithm = fedkseed(task, lr=2e-3, eps=1e-3, steps=50, batch_size=32, candidates=1024, draw="rademacher")
-    result = Federation(task, digits(clients=4), algorithm).run(rounds=12)
+@pytest.mark.parametrize("pro", [False, True])
+def test_it_trains(pro: bool) -> None:
+    task = classification(mlp(64, [], 10))
+    algorithm = fedkseed(task, lr=0.05, eps=1e-3, steps=40, batch_size=32, candidates=1024, pro=pro)
+    result = Federation(task, digits(clients=2), algorithm).run(rounds=6)
     losses = [value for _, value in result.history()]
-    print(losses, result.metrics)
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.7 * losses[0], losses
+    assert result.metrics["accuracy"] > 0.5
 
 
 def test_settings_out_of_range_are_refused() -> None:
@@ -262,5 +243,4 @@ def test_settings_out_of_range_are_refused() -> None:
         with pytest.raises(ConfigError):
             small(task_of(), **options)
     with pytest.raises(ConfigError, match="draw"):
-        task = task_of()
-        states(small(task, draw="uniform"), some_clients(), 1, task)
+        small(task_of(), draw="uniform")

@@ -11,6 +11,7 @@ import pytest
 from atoll.algorithms.evaluation import with_evaluation
 from atoll.algorithms.fedasync import fedbuff
 from atoll.algorithms.fedavg import fedavgm
+from atoll.algorithms.fedkseed import fedkseed
 from atoll.algorithms.mimelite import mimelite
 from atoll.algorithms.qfedavg import qfedavg
 from atoll.algorithms.scaffold import scaffold
@@ -26,9 +27,16 @@ from atoll.store.journal import FileJournal
 from atoll.store.memories import FileMemories
 from atoll.tasks.classification import classification
 from atoll.testing.store import same_bits
+from atoll.transforms.broadcast import with_broadcast
+from atoll.transforms.clip import clip
 from atoll.transforms.compress.cast import cast
+from atoll.transforms.compress.feedback import feedback
+from atoll.transforms.compress.int8 import int8
+from atoll.transforms.compress.random_k import random_k
+from atoll.transforms.compress.top_k import top_k
+from atoll.transforms.compress.xor import xor
 from atoll.transforms.pipe import pipe
-from atoll.types import Algorithm, Answer, ClientId, Task, Tree
+from atoll.types import Algorithm, Answer, ClientId, Task, Transform, Tree
 from tests.algorithms.test_laws import some_clients
 from tests.core.small import Log
 
@@ -60,15 +68,26 @@ def judged(task: Task) -> Algorithm[Any]:
     return with_evaluation(fedavgm(local), evaluate(task, split="train"), [ClientId("c0"), ClientId("c2")])
 
 
+def owing() -> Transform[Any]:
+    return feedback([clip(1.0), top_k(0.2), int8()], "always", decay=0.9)
+
+
 CASES: dict[str, tuple[Callable[[Task], Algorithm[Any]], Policy]] = {
     "scaffold": (lambda task: scaffold(sgd(task, batch_size=4), population=4), synchronous()),
     "scaffold of some": (lambda task: pipe(scaffold(sgd(task, batch_size=4), 4), cast("bf16")), synchronous(3)),
     "fedavgm judged": (judged, synchronous(2)),
     "qfedavg": (lambda task: qfedavg(sgd(task, batch_size=4), task), synchronous(3)),
     "mimelite": (lambda task: mimelite(sgd(task, batch_size=4), task), synchronous(3)),
+    "fedkseed": (lambda task: fedkseed(task, lr=0.01, steps=3, candidates=64), synchronous(3)),
+    "fedkseed-pro buffered": (lambda task: fedkseed(task, lr=0.01, steps=3, candidates=64, pro=True), buffered(3, buffer=2)),
     "fedbuff": (lambda task: fedbuff(sgd(task, batch_size=4)), buffered(3, buffer=2)),
     "fedbuff one by one": (lambda task: fedbuff(sgd(task, batch_size=4)), buffered(2, buffer=1)),
+    "broadcast to some": (lambda task: with_broadcast(fedavgm(sgd(task, batch_size=4)), int8(block=32)), synchronous(3)),
+    "broadcast buffered": (lambda task: with_broadcast(scaffold(sgd(task, batch_size=4), 4), xor()), buffered(3, buffer=2)),
     "scaffold buffered": (lambda task: scaffold(sgd(task, batch_size=4), population=4), buffered(3, buffer=2)),
+    "error feedback": (lambda task: pipe(fedavgm(sgd(task, batch_size=4)), owing()), synchronous(3)),
+    "error feedback buffered": (lambda task: pipe(fedbuff(sgd(task, batch_size=4)), owing()), buffered(3, buffer=2)),
+    "random_k": (lambda task: pipe(fedavgm(sgd(task, batch_size=4)), random_k(0.3)), synchronous(3)),
 }
 
 

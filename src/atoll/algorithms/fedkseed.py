@@ -20,7 +20,7 @@ from atoll import rng
 from atoll.aggregators.mean import mean
 from atoll.errors import ConfigError, TreeError
 from atoll.local.binding import binding
-from atoll.local.directions import Directions, Grid, add_, on_grids
+from atoll.local.directions import Directions, Grid, add_, on_grids, values_of
 from atoll.local.zeroth_order import INDEX, Recipe, patch, zeroth_order
 from atoll.types import Algorithm, Batching, ClientId, Reduced, Request, Task, Tree, Update
 
@@ -76,6 +76,7 @@ def fedkseed(
     20
     """
     _check(lr=lr, eps=eps, candidates=candidates, steps=steps)
+    values_of(draw)
     batching = Batching("train", batch_size, steps=steps, shuffle=True)
     recipe = Recipe(task, Directions(candidates, seed, draw), lr, eps, batching, precision, pro)
     bound = binding(task.module)

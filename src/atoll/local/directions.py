@@ -117,7 +117,7 @@ def _sum(z: Floats, terms: tuple[Term, ...], step: float) -> Floats:
 
 def _drawn(flat: Tensor, directions: Directions, name: str, j: int) -> Iterator[tuple[Tensor, NDArray[Any]]]:
     """A tensor in pieces, and for each the indices into `values_of` that make z_j there."""
-    values, bits = values_of(directions.draw), np.random.Philox(key=[_key(directions.seed, name), j])
+    values, bits = values_of(directions.draw), np.random.Philox(key=np.array([_key(directions.seed, name), j], np.uint64))
     index_type = np.uint8 if values.ndim == 2 else np.uint16
     wide = values[0].size  # entries that one index makes
     for start in range(0, flat.numel(), _CHUNK):
