@@ -256,8 +256,11 @@ def test_a_stream_that_lies_about_its_size_is_refused() -> None:
     more = torch.cat([update.tree["ecsq/1=words"], torch.ones(4, dtype=torch.int32)])
     with pytest.raises(TreeError, match="left over"):
         received(ecsq(), update._replace(tree={**update.tree, "ecsq/1=words": more}), x)
+    marks = torch.tensor([0, 0, 255, 0], dtype=torch.uint8)  # every integer is larger than 0, and none follows
+    with pytest.raises(TreeError, match="marks more"):
+        received(ecsq(), update._replace(tree={**update.tree, "ecsq/1=model": marks}), x)
     nothing = torch.tensor([1, 0, 255, 255, 255, 255], dtype=torch.uint8)
-    with pytest.raises(TreeError, match="not normalizable"):
+    with pytest.raises(TreeError, match="share of nothing"):
         received(ecsq(), update._replace(tree={**update.tree, "ecsq/1=model": nothing}), x)
 
 

@@ -47,7 +47,7 @@ def quantised(
     """Codes int8 (n,) of magnitude floor(reach) at most and a scale a block: x = scale q, scale = max |x| / reach of the block.
 
     `seed`: None rounds to the nearest; a number rounds up or down with the probabilities that make the mean x (QSGD,
-    arXiv:1610.02132, eq. 4), from 15 random bits an entry. A NaN or an infinity is the scale of its block.
+    arXiv:1610.02132, section 3.1), from 15 random bits an entry. A NaN or an infinity is the scale of its block.
 
     >>> [part.tolist() for part in quantised(torch.tensor([2.0, -0.9, 0.0]), 2, 2)]
     [[2, -1, 0], [1.0, 1.1754943508222875e-38]]

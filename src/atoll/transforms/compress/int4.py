@@ -23,7 +23,7 @@ def int4(block: int = 64, rounding: Literal["nearest", "stochastic"] = "nearest"
 
     x = scale q with q in -7..7 and scale = max |x| / 7.5 of the block, in bfloat16: an error of half a step, and on a
     Gaussian of 1 % of the squared norm. "stochastic" rounding has scale = max |x| / 7 and 2.2 times that error, and its
-    mean is the value itself (QSGD, arXiv:1610.02132, eq. 4, with the norm of a block). A deviation from Streaming DiLoCo's
+    mean is the value itself (QSGD, arXiv:1610.02132, section 3.1, with the norm of a block). A deviation from Streaming DiLoCo's
     E3M0: evenly spaced codes, which err less on a block of entries of one size.
 
     Raises:

@@ -21,7 +21,7 @@ def int8(block: int = 256, rounding: Literal["nearest", "stochastic"] = "nearest
     """Floating-point tensors as 8-bit integers and one float32 scale every `block` entries: a quarter of the bytes.
 
     `rounding`: "nearest" errs by half a step at most; "stochastic" by a whole one, and its mean is the value itself
-    (QSGD, Alistarh et al. 2017, arXiv:1610.02132, eq. 4, with the norm of a block instead of that of the vector).
+    (QSGD, Alistarh et al. 2017, arXiv:1610.02132, section 3.1, with the norm of a block instead of that of the vector).
 
     Raises:
         ConfigError: block is below 2, or another rounding.

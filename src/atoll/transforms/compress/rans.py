@@ -36,12 +36,13 @@ def packed(n: int, chunk_of: Callable[[slice], Tensor]) -> dict[str, Tensor]:
     for at in reversed(range(0, n, CHUNK)):  # a stack: what is pushed last is popped first
         codes = chunk_of(slice(at, min(at + CHUNK, n)))
         furthest = max(int(codes.max()), -int(codes.min()))
-        radius, model = _model(codes, min(furthest, FURTHEST))
-        symbols = codes + radius
+        reach = min(furthest, FURTHEST)
+        symbols = codes + reach
+        radius, model = _model(symbols if furthest == reach else symbols.clamp(0, 2 * reach), reach)
         if furthest > radius:
             outside = codes.abs() > radius
             larges.append(codes[outside])
-            symbols[outside] = 2 * radius + 1
+            symbols = (codes + radius).masked_fill_(outside, 2 * radius + 1)
         coder.encode_reverse(symbols.numpy(), _categorical(model))
         models.append(_RADIUS.pack(radius) + model.tobytes())
     return {
@@ -55,35 +56,38 @@ def unpacked(parts: Mapping[str, Tensor], n: int) -> Iterator[tuple[int, Tensor]
     """(first entry, int32 integers) of each chunk in turn; a stream that is not `packed` yields as many, or ends in an error.
 
     Raises:
-        TreeError: parts of other dtypes, histograms or large integers too few or left over, words left over.
-        ValueError: a histogram of nothing, or words that end in zero.
+        TreeError: parts of other dtypes; histograms or large integers too few; anything left over.
     """
     words, large, model = parts["words"], parts["large"], parts["model"]
     kinds = [(part.dtype, part.dim()) for part in (words, large, model)]
     if kinds != [(torch.int32, 1), (torch.int32, 1), (torch.uint8, 1)]:
         raise TreeError("a stream's words and large integers are int32, its histograms uint8, each in one row")
+    if len(words) and int(words[-1]) == 0:
+        raise TreeError("a stream's words end in zero, as none do")
     models, coder, used = _read(model.numpy().tobytes(), n), stream.stack.AnsCoder(words.numpy().view(np.uint32)), 0
     for at, own in zip(range(0, n, CHUNK), models, strict=True):
         radius = len(own) // 2 - 1
         codes = torch.from_numpy(coder.decode(_categorical(own), min(CHUNK, n - at))).sub_(radius)
-        outside = (codes > radius).nonzero()[:, 0] if len(large) else ()
-        if len(outside):
-            codes[outside] = large[used : used + len(outside)]  # a RuntimeError where there are too few
+        if int(codes.max()) > radius:
+            outside = (codes > radius).nonzero()[:, 0]
+            if used + len(outside) > len(large):
+                raise TreeError(f"a stream has {len(large)} large integers and marks more")
+            codes[outside] = large[used : used + len(outside)]
             used += len(outside)
         yield at, codes
     if used != len(large) or not coder.is_empty():
         raise TreeError("a stream has words or large integers left over after its last entry")
 
 
-def _model(codes: Tensor, furthest: int) -> tuple[int, NDArray[np.uint8]]:
-    """The radius that costs least, and the bytes of the shares within it and outside; what is beyond `furthest` counts as it."""
-    counts = torch.bincount((codes + furthest).clamp_(0, 2 * furthest), minlength=2 * furthest + 1).numpy()
+def _model(symbols: Tensor, furthest: int) -> tuple[int, NDArray[np.uint8]]:
+    """The radius that costs least, and the bytes of the shares within it and outside; `symbols`: codes + furthest."""
+    counts = torch.bincount(symbols, minlength=2 * furthest + 1).numpy()
     sizes = counts[furthest:] + counts[furthest::-1]  # by magnitude; those of zero twice, which no radius leaves out
     outside = np.append(sizes[:0:-1].cumsum()[::-1], 0)  # of magnitude above r, for r in 0..furthest
     radius = int((2 * np.arange(furthest + 1) + _LARGE_BYTES * outside).argmin())
     inside = counts[furthest - radius : furthest + radius + 1]
     with np.errstate(divide="ignore"):
-        bits = -np.log2(np.append(inside, outside[radius]) / len(codes))
+        bits = -np.log2(np.append(inside, outside[radius]) / len(symbols))
     return radius, np.minimum(np.round(_UNITS * bits), _NONE).astype(np.uint8)
 
 
@@ -103,6 +107,8 @@ def _read(data: bytes, n: int) -> list[NDArray[np.uint8]]:
         if radius > FURTHEST or ends > len(data):
             raise TreeError(f"a stream's histogram has a radius of {radius}, above {FURTHEST} or beyond its bytes")
         found.append(np.frombuffer(data, np.uint8, 2 * radius + 2, at + _RADIUS.size))
+        if int(found[-1].min()) == _NONE:
+            raise TreeError("a stream's histogram gives every integer a share of nothing")
         at = ends
     if at != len(data):
         raise TreeError(f"a stream of {n} entries has {len(data) - at} bytes of histograms too many")

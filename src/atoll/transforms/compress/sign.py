@@ -1,4 +1,4 @@
-"""Signs with the mean magnitude of their block (signSGD, arXiv:1802.04434; scaled sign, arXiv:1901.09847)."""
+"""Signs with the mean magnitude of their block (signSGD, arXiv:1802.04434; EF-signSGD, arXiv:1901.09847)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAFFIC = {"bits": 1.125}
 def sign(block: int = 256) -> Transform[None]:
     """One bit an entry, its sign, and one float32 every `block` entries, their mean magnitude: a 28th of the bytes.
 
-    C(x) = (||x||_1 / d) sign(x) (Karimireddy et al. 2019, arXiv:1901.09847, section 4) on each block of d entries, so that
+    C(x) = (||x||_1 / d) sign(x), the compressor of EF-signSGD (Karimireddy et al. 2019), on each block of d entries, so that
     layers of different size do not drown each other; a zero counts as positive. It is biased: on a Gaussian 36 % of the
     squared norm is lost, which error feedback sends later. No majority vote (arXiv:1802.04434): servers average.
 

@@ -11,16 +11,16 @@ from atoll.transforms.compress.blocks import expect, quantised, times, width
 from atoll.transforms.compress.coded import Coder, Parts, coded
 from atoll.types import Properties, Transform
 
-TRAFFIC = {"bits": 1.23}
+TRAFFIC = {"bits": 1.23}  # a Gaussian; real updates, whose blocks are more even, take up to 1.4
 
 
 def ternary(block: int = 256) -> Transform[None]:
     """Each entry as -s, 0 or s, s the largest magnitude of its `block`, entropy-coded: 1.2 bits, and right in the mean.
 
-    b = s sign(x) B with P(B = 1) = |x| / s (TernGrad, arXiv:1705.07878, eq. 3 and 4). Deviations: a scale a block, so that
+    b = s sign(x) B with P(B = 1) = |x| / s (TernGrad, arXiv:1705.07878, section 3). Deviations: a scale a block, so that
     layers of different size do not drown each other; no clipping of gradients, which would bias them; and range coding
     (rANS) instead of two bits, which gains the more the larger the block, and the noisier the update. On a Gaussian the
-    noise has 1.3 times the update's squared norm: many clients must average it away.
+    noise has 1.4 times the update's squared norm: many clients must average it away.
 
     Raises:
         ConfigError: block is below 2.
