@@ -73,5 +73,7 @@ def _cuts(size: Tensor, levels: int) -> Tensor:
         count = ends.diff()
         means = total[ends].diff() / count.clamp(min=1)
         middle = (means[:-1] + means[1:]) / 2
-        cuts = torch.where((count[:-1] > 0) & (count[1:] > 0), middle, cuts)
+        before, cuts = cuts, torch.where((count[:-1] > 0) & (count[1:] > 0), middle, cuts)
+        if cuts.equal(before):
+            break
     return cuts.float()
