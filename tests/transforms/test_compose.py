@@ -145,3 +145,14 @@ def test_a_transform_is_described_with_what_it_is_made_of() -> None:
     names = [[link.name for link in links_of([each])] for each in (made("chain", *inner), made("owed", *inner, feedback=True))]
     assert names == [["clip", "int8"], ["owed", "clip", "int8"]], "a chain is only what it chains, a residual is one more"
     assert links_of([inner[0]])[0].properties == {"bounds_norm"}
+
+
+def test_feedback_around_an_entropy_coder_composes() -> None:
+    from atoll.transforms.compress.ecsq import ecsq
+    from atoll.transforms.compress.feedback import feedback
+    from atoll.transforms.compress.int8 import int8
+    from atoll.transforms.pipe import links_of
+
+    around = feedback([ecsq(step=4.0)], when="always")
+    assert not list(clashes(links_of([around])))
+    assert [clash.at for clash in clashes(links_of([around, int8()]))] == [2]  # but nothing follows it

@@ -68,8 +68,11 @@ def links_of(transforms: Iterable[Transform[Any]]) -> list[Link]:
     """Transforms as the rules see them: one that is made of others before those, or those alone where it only chains them."""
     found: list[Link] = []
     for each in transforms:
-        own = [described(each)] if not each.links or each.properties.feedback else []
-        found += [*own, *links_of(each.links)]
+        inside = links_of(each.links)
+        if not inside or each.properties.feedback:
+            theirs = frozenset[str]().union(*(link.properties for link in inside))
+            found.append(described(each)._replace(properties=described(each).properties - theirs))
+        found += inside
     return found
 
 
