@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from atoll.cli.guard import Stopped
-from atoll.cli.progress import SHOWN, Progress
+from atoll.cli.progress import Progress
 from atoll.cli.runs import existing_store, store_at, write_report
 from atoll.job.plan import plan
+from atoll.report.facts import ratios, read
 from atoll.report.units import duration, number, size
 
 if TYPE_CHECKING:
@@ -132,9 +133,11 @@ def _told(console: Console, record: Record, outcome: Outcome, report: Path) -> N
         start = record.global_series("baseline", name)
         table.add_row(name.replace("_", " "), number(start[0][1]) if start else "–", number(value))
     console.print(table)
-    ways = ("bytes_up", "bytes_down")
-    sent = sum(point.value for point in record.series if point.name in ways and point.client and point.work not in SHOWN)
+    facts = read(record)
+    sent = sum((*facts.bytes_down.values(), *facts.bytes_up.values()))
     console.print(f"{record.rounds} rounds in {duration(record.elapsed_s)}, {size(sent)} sent", highlight=False)
+    if smaller := ", ".join(f"{each.times:.3g} x {each.way}" for each in ratios(facts)):
+        console.print(f"smaller than without codecs: {smaller}", highlight=False)
     for when, passage in outcome.passages:
         console.print(f"{when}: {passage.strip()}", highlight=False, markup=False)
     for label, path in (("model", outcome.model), ("report", report)):

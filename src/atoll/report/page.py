@@ -131,7 +131,7 @@ def _sections(facts: Facts) -> list[Section]:
         Section("learning", "Learning", whole, note="" if whole else "No metric was recorded."),
         Section("clients", "Clients", list(learning.by_client(facts)), learning.fairness(facts)),
         Section("participation", "Participation", [*participation.heat_map(facts), *cost.staleness(facts)]),
-        Section("cost", "Time and bytes", [*cost.time(facts), *cost.bytes_(facts)]),
+        Section("cost", "Time and bytes", [*cost.time(facts), *cost.bytes_(facts)], cost.compression(facts)),
     ]
 
 

@@ -64,6 +64,8 @@ def with_broadcast(inner: Algorithm[Any], codec: Transform[Any], work: str = "tr
     """
     if work not in inner.local:
         raise ConfigError(f"broadcast: the algorithm has no work {work!r}; it has {', '.join(sorted(inner.local))}")
+    if inner.local[work].payload == "scalars":
+        raise ConfigError("broadcast: the algorithm sends its clients a few scalars, which nothing makes smaller; leave it out")
     for clash in filter(None, map(broadcast_clash, links_of([codec]))):
         raise ConfigError(f"broadcast: {clash}")
 
