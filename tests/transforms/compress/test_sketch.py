@@ -130,6 +130,20 @@ def test_a_small_entry_is_applied_in_a_later_round() -> None:
     assert applied == [{7: 1.0}, {7: 1.0}, {7: 1.0}, {70: 1.2}, {7: 2.0}]
 
 
+@pytest.mark.parametrize("tail", [0.0, 0.7])
+def test_by_default_what_is_owed_grows_no_faster_than_what_is_sent(tail: float) -> None:
+    """Even of dense updates, where most of what seems large is a collision: false entries are taken back later."""
+    n, draw, one = 20_000, torch.Generator().manual_seed(0), sketch()
+    same = torch.randn(n, generator=draw) * torch.rand(n, generator=draw) ** -tail
+    same /= same.norm()
+    state, left = one.init({"w": same}), torch.zeros(n)
+    for _ in range(60):
+        update = same + 0.5 * torch.randn(n, generator=draw) / math.sqrt(n)
+        out, state = finished(one, state, sent(one, state, {"w": update}))
+        left += update - out["w"]
+    assert float(left.norm()) < 1.25 * 60
+
+
 def test_all_clients_hash_alike_and_another_seed_does_otherwise() -> None:
     x: Tree = {"w": normal(500)}
     tables = [sent(one, one.init(x), x)[SUMS] for one in (sketch(seed=5), sketch(seed=5), sketch(seed=6))]

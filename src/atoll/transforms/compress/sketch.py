@@ -45,9 +45,11 @@ class Owed(NamedTuple):
 def sketch(share: float = 0.25, rows: int = 5, fraction: float = 0.005, seed: int = 0) -> Transform[Owed]:
     """A table of `share` as many numbers as the model has, which a secure sum may add; the server applies the largest entries.
 
-    `rows`: hashes, whose estimates a median is taken of. `fraction`: of all entries, applied each round; there should be
-    about ten columns, of which there are share / rows as many as entries, for each. `seed`: of the hashes, the same in all
-    rounds, since tables of several rounds are added.
+    `rows`: hashes, whose estimates a median is taken of. `fraction`: of all entries, applied each round. There are
+    share / rows as many columns as entries; with five rows, ten columns for each entry applied keep what is owed in
+    proportion to what was sent, while 2.5 (or 17 with three rows) let false entries feed on one another until it overflows.
+    It suits updates whose length is in few entries: of dense ones it applies little. `seed`: of the hashes, the same in
+    all rounds, since tables of several rounds are added.
 
     Raises:
         ConfigError: share is not in (0, 1], rows is below 1, fraction is not in (0, 1], or seed is below 0.
