@@ -15,6 +15,10 @@ from atoll.data.examples import Tensors
 from atoll.engines.processes import processes
 from atoll.errors import ConfigError, RoundError
 from atoll.federation import Federation
+from atoll.job.build import build
+from atoll.job.check import check
+from atoll.job.plan import plan
+from atoll.job.text import parse
 from atoll.local.binding import binding
 from atoll.local.directions import Directions, add_, on_grids, sha256
 from atoll.local.zeroth_order import INDEX, MEMORY, patch
@@ -25,8 +29,11 @@ from atoll.round import RunState
 from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.testing.local import check_local
+from atoll.transforms.compress.int8 import int8
+from atoll.transforms.pipe import pipe
 from atoll.types import Algorithm, Assignment, ClientId, Local, Task, Update
 from tests.core.small import Clients, Log, holding, line, states
+from tests.job.digits import JOB
 
 K = 4096
 
@@ -128,6 +135,53 @@ def test_processes_give_the_bits_of_serial(pro: bool) -> None:
     assert torch.equal(alone.g, together.g)
     for client in clients:
         assert torch.equal(memories.get(client)[MEMORY], others.get(client)[MEMORY])
+
+
+@pytest.mark.parametrize("compute", ["traced", "stacked"])
+def test_other_ways_to_compute_give_the_same_bits(compute: str) -> None:
+    task, clients = task_of(), some_clients(4)
+    algorithm = small(task)
+    eager = states(algorithm, clients, 3, task)[-1].algorithm
+    assert sha256(eager.params) == sha256(states(algorithm, clients, 3, task, compute=compute)[-1].algorithm.params)
+
+
+def test_clients_whose_steps_alternate_do_not_see_each_other() -> None:
+    """They use one copy of the model in turn: what one has added is off it when the other looks."""
+    task, clients = task_of(), some_clients(2)
+    algorithm = small(task)
+    local, state = algorithm.local["train"], states(algorithm, clients, 1, task)[-1].algorithm
+    sent = {c: Assignment(1, c, "train", patch(state.g, None, state.base), i) for i, c in enumerate(clients)}
+    read = {c: [clients[c]["train"].take(torch.tensor([k])) for k in range(6)] for c in clients}
+
+    def worked(order: list[tuple[ClientId, int]]) -> list[list[tuple[int, float]]]:
+        carries = {c: local.init(sent[c], {}) for c in clients}
+        for client, k in order:
+            carries[client] = local.step(carries[client], read[client][k])
+        return [carries[c].taken for c in clients]
+
+    a, b = clients
+    in_turn = [(c, k) for c in (a, b) for k in range(6)]
+    alternating = [(c, k) for k in range(6) for c in (b, a)]
+    assert worked(in_turn) == worked(alternating)
+
+
+def test_codecs_are_refused_where_there_is_nothing_to_make_smaller() -> None:
+    with pytest.raises(ConfigError, match="a few scalars"):
+        pipe(small(task_of()), int8())
+
+
+def test_the_plan_says_no_less_than_a_run_sends() -> None:
+    sets = ['algorithm={name="fedkseed", lr=0.01, steps=20, candidates=64}']
+    job = check(parse(JOB.replace('[local]\nname = "sgd"\nbatch_size = 64\n', ""), overrides=sets))
+    planned = plan(job)
+    assert (planned.down_bytes, planned.up_bytes) == (4 * 64 + 2 * 20, 6 * 20)
+    log = Log()
+    build(job).run(job.rounds, sinks=[log])
+    updates = log.of("update", "train")
+    assert len(updates) == 3 * 4
+    for sent in (event.metrics for event in updates):
+        assert sent["bytes_up"] - sent["header_up"] <= planned.up_bytes
+        assert sent["bytes_down"] - sent["header_down"] <= planned.down_bytes
 
 
 def test_the_law_kit() -> None:
