@@ -44,3 +44,39 @@ def test_the_plan_is_what_a_run_records(sets: list[str], total: float) -> None:
     sent = sum(p.value for p in record.series if p.client and p.name in ("bytes_down", "bytes_up"))
     header = sum(p.value for p in record.series if p.client and p.name in ("header_down", "header_up"))
     assert sent - header == total
+
+
+def _recorded(sets: list[str]) -> tuple[float, float, bool]:
+    """Bytes of all tensors as planned and as a run sent them, and whether the plan says "at most"."""
+    job = check(parse(JOB, overrides=sets))
+    planned, record = plan(job), build(job).run(job.rounds).record()
+    sent = sum(p.value for p in record.series if p.client and p.name in ("bytes_down", "bytes_up"))
+    header = sum(p.value for p in record.series if p.client and p.name in ("header_down", "header_up"))
+    assert planned.total_bytes is not None
+    return planned.total_bytes, sent - header, planned.at_most
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["algorithm={name='federated_dropout'}"],
+        ["algorithm={name='federated_dropout', keep=0.25, draw='round'}", "task.model.hidden=[7, 5]"],
+        ["algorithm={name='feddst', density=0.5, shrink=false}"],
+        ["algorithm={name='feddst', density=0.4, every=1, shrink=false}", "task.model.hidden=[9]"],
+        ["algorithm={name='feddst', density=0.4, every=2, fraction=0.3, spread='uniform', shrink=false}"],
+        ["algorithm={name='feddst', density=0.4, every=1, fraction=0.0, shrink=false}"],
+        ["algorithm={name='feddst', density=1.0, every=1, shrink=false}"],
+    ],
+)
+def test_smaller_models_are_what_a_run_records(sets: list[str]) -> None:
+    planned, sent, at_most = _recorded(sets)
+    assert planned == pytest.approx(sent)
+    assert not at_most
+
+
+def test_masks_that_not_everybody_has_heard_of_are_an_upper_bound() -> None:
+    planned, sent, at_most = _recorded(
+        ["algorithm={name='feddst', density=0.4}", "policy={name='synchronous', clients_per_round=2}"]
+    )
+    assert 0.85 * planned < sent <= planned
+    assert at_most

@@ -128,6 +128,32 @@ def test_scaling_is_inverted_dropout_where_it_is_asked_for(name: str) -> None:
     assert torch.equal(bound(module, small, x), unscaled)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "bert", "distilbert"])
+def test_feed_forward_blocks_of_pretrained_architectures(name: str) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with seeded(5):
+        if name == "llama":
+            module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+        elif name == "bert":
+            module = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+        else:
+            config = transformers.DistilBertConfig(vocab_size=20, dim=8, hidden_dim=12, n_layers=2, n_heads=2)
+            module = transformers.DistilBertForSequenceClassification(config)
+    module.eval()
+    groups, values = hidden_units(module), dict(binding(module).state())
+    assert [g.size for g in groups] == [12, 12]
+    kept, at, tokens = draw(groups, 1), binding(module), torch.randint(20, (2, 6))
+    found = []
+    for tensors in (cut(groups, kept, values), silenced(groups, kept, values)):
+        at.bind({n: tensors[n] for n in at.params}, {n: tensors[n] for n in at.buffers})
+        with torch.no_grad():
+            found.append(module(input_ids=tokens).logits)
+        at.restore()
+    torch.testing.assert_close(*found)
+
+
 def test_which_groups_there_are() -> None:
     def told(module: nn.Module) -> dict[str, int]:
         return {g.name: g.size for g in hidden_units(module)}

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from atoll import catalog
 from atoll.errors import AtollError, ConfigError
-from atoll.job import values
+from atoll.job import codecs, smaller, values
 from atoll.job.check import clients_of, spelling
+from atoll.job.codecs import FLOAT_BYTES
+from atoll.job.compress import Chosen, chosen
 from atoll.job.schema import Job, Named
 from atoll.job.together import links_of
 from atoll.models import shapes
 from atoll.report.units import count, number, size
-
-FLOAT_BYTES = 4  # parameters cross the network as fp32 unless a transform says otherwise
 
 
 class Trained(NamedTuple):
@@ -92,6 +91,14 @@ class Traffic(NamedTuple):
     down_per: Mapping[str, float] = {}  # numbers, at most, for each one of what a parameter of the algorithm counts
     up_per: Mapping[str, float] = {}
     over: str = ""  # a parameter of the algorithm: in so many rounds the model goes each way once
+    narrow: str = ""  # a parameter of the algorithm: what goes each way has so much of each hidden layer
+    sparse: str = ""  # what goes each way is under a mask, as `job.smaller.sparse` knows by this word
+    at_most: bool = False  # no more than that
+
+    @property
+    def parts(self) -> bool:
+        """Clients are sent other parts of the model each time, or each its own: nobody holds the last version of them."""
+        return bool(self.over or self.narrow or self.sparse)
 
 
 def plan(job: Job) -> Plan:
@@ -100,73 +107,62 @@ def plan(job: Job) -> Plan:
     asked = job.policy.parameters.get("clients_per_round") or job.policy.parameters.get("buffer") or clients
     algorithm = catalog.find("algorithm", job.algorithm.name)
     works = {w: _in_turn(algorithm, job, Traffic(**sends)) for w, sends in ({"train": {}} | dict(algorithm.traffic)).items()}
-    narrowed = _narrowed(job)  # transforms are attached to training alone
-    up = sum(each.up * (narrowed if work == "train" else 1.0) for work, each in works.items())
-    extra = sum(each.up_values * FLOAT_BYTES * (narrowed if work == "train" else 1.0) for work, each in works.items())
-    down = sum(each.down for each in works.values())
-    per = {way: sum(_counted(algorithm, job, getattr(each, way)) for each in works.values()) for way in ("down_per", "up_per")}
-    extra += per["up_per"] * FLOAT_BYTES
     try:
         trained, unknown = _trained(job.task), ""
     except AtollError as error:
         trained, unknown = None, str(error)
+    job = _compressed(job, trained, clients, asked).job
+    narrowed = codecs.share(links_of(job))  # transforms are attached to training alone
+    up = sum(each.up * (narrowed if work == "train" else 1.0) for work, each in works.items())
+    extra = sum(each.up_values * FLOAT_BYTES * (narrowed if work == "train" else 1.0) for work, each in works.items())
+    lately = codecs.broadcast(job, asked, clients)  # and so is the broadcast
+    down = sum(each.down * (lately if work == "train" and not each.parts else 1.0) for work, each in works.items())
+    per = {way: sum(_counted(algorithm, job, getattr(each, way)) for each in works.values()) for way in ("down_per", "up_per")}
+    extra += per["up_per"] * FLOAT_BYTES
     probed = _probed(job.selection, asked, clients) if job.selection else 0
-    beside, at_most = per["down_per"] * FLOAT_BYTES, any(per.values())
+    beside, at_most = per["down_per"] * FLOAT_BYTES, any(per.values()) or any(each.at_most for each in works.values())
     return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed, beside, at_most)
+
+
+def _compressed(job: Job, trained: Trained | None, clients: int | None, asked: int | None) -> Chosen:
+    """With the codecs that [compress] chooses, as far as the model's size is known."""
+    return chosen(job, trained.trainable if trained else None, asked / clients if asked and clients else None)
 
 
 def _in_turn(algorithm: catalog.Entry, job: Job, each: Traffic) -> Traffic:
     """What an algorithm that sends a part of the model at a time sends in one round."""
     parameter = algorithm.parameter(each.over)
     parts = job.algorithm.parameters.get(each.over, parameter.default if parameter else 1)
-    return each._replace(down=each.down / parts, up=each.up / parts)
+    each = each._replace(down=each.down / parts, up=each.up / parts)
+    if not each.narrow and not each.sparse:
+        return each
+    given = {p.name: job.algorithm.parameters.get(p.name, p.default) for p in algorithm.parameters}
+    if each.narrow:
+        part = smaller.narrow(_model_of(job.task), given[each.narrow])
+    else:
+        asked = job.policy.parameters.get("clients_per_round")
+        everybody = job.policy.name == "synchronous" and asked in (None, clients_of(job))
+        part = smaller.sparse(each.sparse, _model_of(job.task), given, job.rounds, everybody)
+    return each._replace(down=each.down * part.down, up=each.up * part.up, at_most=part.at_most)
+
+
+def _model_of(task: Named) -> smaller.Model | None:
+    """The task's model, where it is one of the catalog, from scratch."""
+    entry = catalog.find("task", task.name)
+    for parameter in entry.parameters:
+        given = task.parameters.get(spelling(parameter), parameter.default)
+        if values.kind_of(parameter.annotation) == "model" and given is not None:
+            named = Named.of(given)
+            shape = getattr(shapes, named.name, None)
+            if shape is not None and catalog.find("model", named.name).module.startswith("atoll."):
+                return smaller.Model(named.name, named.parameters, shape(**named.parameters))
+    return None
 
 
 def _counted(algorithm: catalog.Entry, job: Job, per: Mapping[str, float]) -> float:
     """Numbers that go one way: so many for each one of what a parameter counts, as the job sets it or by default."""
     given = {each.name: job.algorithm.parameters.get(each.name, each.default) for each in algorithm.parameters}
     return sum(each * float(given[name]) for name, each in per.items())
-
-
-def _narrowed(job: Job) -> float:
-    """Bytes of an encoded update over those of the same in fp32: each codec works on the values that the one before it leaves.
-
-    Of the bits of a codec `beside` (positions, say) are no values, and stay as they are.
-    """
-    share = 1.0
-    for _, given in reversed(list(links_of(job))):
-        entry = catalog.find("transform", given.name)
-        bits, beside = _bits(entry, given), _per(entry, given) * float(entry.traffic.get("beside", 0.0))
-        share = (beside + (bits - beside) * share) / (8 * FLOAT_BYTES)
-    return share
-
-
-def _per(entry: catalog.Entry, given: Named) -> float:
-    """The value of the parameter that a codec's TRAFFIC names as `per`, 1 where it names none."""
-    if "per" not in entry.traffic:
-        return 1.0
-    parameter = entry.parameter(entry.traffic["per"])
-    return float(given.parameters.get(entry.traffic["per"], parameter.default if parameter else 1.0))
-
-
-def _bits(entry: catalog.Entry, given: Named) -> float:
-    """Bits a value after a codec, as its literal TRAFFIC says: `bits`, times the parameter named by `per`, or by `points`.
-
-    `points`: pairs of that parameter and the bits measured there, between which it is interpolated.
-    """
-    traffic = entry.traffic
-    if "per" not in traffic:
-        return float(traffic.get("bits", 8 * FLOAT_BYTES))
-    at = _per(entry, given)
-    if "points" not in traffic:
-        return float(traffic["bits"]) * at
-    points = sorted(traffic["points"])
-    if at <= points[0][0]:
-        return float(points[0][1])
-    for (x, low), (y, high) in pairwise(points):
-        if at <= y:
-            return float(low + (high - low) * (at - x) / (y - x))
-    return float(points[-1][1])
 
 
 def _probed(selection: Named, asked: int | None, clients: int | None) -> int | None:
@@ -197,10 +193,14 @@ def rows(job: Job) -> Iterator[tuple[str, str]]:
     if job.selection:
         probe = f"; {count(figures.probed, 'client')} judge the model before each round" if figures.probed else ""
         yield "selection", _spelled(job.selection) + probe
-    links = ", then ".join(_spelled(each) for each in job.transforms)
+    whole, why = _compressed(job, figures.trained, figures.clients, figures.asked)
+    if job.compress:
+        yield "compression", why or "chosen for the link when the model's size is known"
+    links = ", then ".join(_spelled(each) for each in whole.transforms)
     yield "update passes", links or "nothing: no clipping, compression or noise"
     most = "at most " if figures.at_most else ""
-    yield "to each client", f"{most}{size(figures.down_bytes)} a round{_times(figures.down)}"
+    steps = f": the model at first, then by {_spelled(job.broadcast)} the steps that it lacks" if job.broadcast else ""
+    yield "to each client", f"{most}{size(figures.down_bytes)} a round{_times(figures.down)}{steps}"
     yield "from each client", f"{most}{size(figures.up_bytes)} a round{_times(figures.up)}"
     if figures.judged:
         to_each = None if figures.trained is None else figures.trained.trainable * FLOAT_BYTES
