@@ -10,6 +10,7 @@ from atoll import catalog
 from atoll.errors import AtollError, ConfigError, JobError
 from atoll.job import values
 from atoll.job.check import WIRED, check, problems_of, spelling
+from atoll.job.compress import chosen
 from atoll.job.schema import Job, Named
 from atoll.job.text import Document, load
 
@@ -66,12 +67,14 @@ def build(job: Job) -> Federation:
         AtollError: the data or the model can't be had, or the parts do not go together.
     """
     from atoll.federation import Federation
+    from atoll.local.binding import binding
 
     dataset = _judged(data_of(job), job)
     task = make("task", job.task, seed=job.seed)
     _fits(task, dataset, job)
     policy: Policy = make("policy", job.policy)
     population = len(dataset.clients)
+    job = chosen(job, sum(x.numel() for x in binding(task.module).state().values()), _participation(policy, population)).job
     wired = {"task": task, "seed": job.seed, "population": population, "participation": _participation(policy, population)}
     local = make("local", job.local, **wired) if job.local else None
     judged: dict[str, Any] = {"evaluate_batch_size": job.evaluation.batch_size} if job.evaluation.batch_size else {}
@@ -81,6 +84,7 @@ def build(job: Job) -> Federation:
         make("algorithm", job.algorithm, local=local, **wired),
         policy=policy,
         transforms=[make("transform", each, **wired) for each in job.transforms],
+        broadcast=make("transform", job.broadcast, **wired) if job.broadcast else None,
         engine=job.engine.name if _own(job.engine) else catalog.find("engine", job.engine.name).load(),
         engine_options=job.engine.parameters,
         evaluate_every=job.evaluation.every or job.rounds,

@@ -37,6 +37,7 @@ SECTIONS = {
     "task": "task",
     "local": "local",
     "algorithm": "algorithm",
+    "broadcast": "transform",
     "policy": "policy",
     "selection": "selection",
     "engine": "engine",

@@ -6,7 +6,7 @@ one key (`policy = "synchronous"`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -92,6 +92,15 @@ class Samples(Section):
     temperature: float = Field(0.7, ge=0.0, le=10.0)  # 0: the likeliest token each time
 
 
+class Compress(Section):
+    """Codecs chosen for the clients' uplink, or for a number of bytes."""
+
+    name: Literal["auto"] = "auto"
+    link_mbit_s: float | None = None
+    upload_s: float = 10.0  # that an update may take on that link
+    budget_bytes: float | None = None  # of an update, instead
+
+
 class Job(Section):
     """A whole job file."""
 
@@ -105,6 +114,8 @@ class Job(Section):
     local: Choice | None = None  # none: the algorithm says itself what its clients do
     algorithm: Choice
     transforms: list[Choice] = []
+    compress: Annotated[Compress | None, BeforeValidator(_spelled_out)] = None  # none: what `transforms` says
+    broadcast: Choice | None = None  # a transform that is a codec; none: the model goes to clients as it is
     policy: Choice = Named(name="synchronous")
     selection: Choice | None = None  # none: a random cohort
     engine: Choice = Named(name="serial")

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from atoll import catalog
 from atoll.errors import AtollError, ConfigError
-from atoll.job import values
+from atoll.job import compress, values
 from atoll.job.schema import Job, Named
 from atoll.job.text import Spot
 from atoll.selection.rule import cohort, refuse
-from atoll.transforms.compose import Link, clashes
+from atoll.transforms.compose import Link, broadcast_clash, clashes
 
 
 class Problem(NamedTuple):
@@ -45,6 +45,8 @@ def together(job: Job) -> Iterator[Problem]:
     yield from _selection(job, clients)
     yield from _fleet(job)
     yield from _transforms(job)
+    yield from (Problem(spot, told) for spot, told in compress.problems(job))
+    yield from _broadcast(job)
     yield from _fits(job)
     if job.engine.name == "ray" and absent("ray"):
         yield Problem(("engine", "name"), "[engine] ray needs the package 'ray': pip install 'atoll[ray]'")
@@ -115,18 +117,31 @@ def _transforms(job: Job) -> Iterator[Problem]:
         yield Problem((*spot, "name"), f"[[transforms]] number {int(spot[1]) + 1}: {clash.text}")
 
 
+def _broadcast(job: Job) -> Iterator[Problem]:
+    """What `with_broadcast` refuses, by what the factories say of themselves in their source."""
+    if job.broadcast is None:
+        return
+    if catalog.find("algorithm", job.algorithm.name).traffic.get("train", {}).get("up") == 0:
+        told = f"[broadcast] {job.algorithm.name} sends its clients a few scalars, which nothing makes smaller; leave it out"
+        yield Problem(("broadcast",), told)
+    for spot, each in within(job.broadcast, ("broadcast",)):
+        if clash := broadcast_clash(Link(each.name, catalog.find("transform", each.name).said)):
+            yield Problem((*spot, "name"), f"[broadcast] {clash}")
+
+
 def links_of(job: Job) -> Iterator[tuple[Spot, Named]]:
     """All transforms of a job and where each stands; one that is made of others comes before those."""
     for i, each in enumerate(job.transforms):
-        yield from _within(each, ("transforms", i))
+        yield from within(each, ("transforms", i))
 
 
-def _within(given: Named, spot: Spot) -> Iterator[tuple[Spot, Named]]:
+def within(given: Named, spot: Spot) -> Iterator[tuple[Spot, Named]]:
+    """A transform and those that it is made of."""
     yield spot, given
     for parameter in catalog.find("transform", given.name).parameters:
         if values.kind_of_each(parameter.annotation) == "transform":
             for i, one in enumerate(given.parameters.get(parameter.name, [])):
-                yield from _within(Named.of(one), (*spot, parameter.name, i))
+                yield from within(Named.of(one), (*spot, parameter.name, i))
 
 
 def _fits(job: Job) -> Iterator[Problem]:
