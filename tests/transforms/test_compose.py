@@ -156,3 +156,14 @@ def test_feedback_around_an_entropy_coder_composes() -> None:
     around = feedback([ecsq(step=4.0)], when="always")
     assert not list(clashes(links_of([around])))
     assert [clash.at for clash in clashes(links_of([around, int8()]))] == [2]  # but nothing follows it
+
+
+def test_a_sketch_owes_at_the_server_and_may_follow_a_bound() -> None:
+    from atoll.transforms.chain import chain
+    from atoll.transforms.clip import clip
+    from atoll.transforms.compress.cast import cast
+    from atoll.transforms.compress.sketch import sketch
+    from atoll.transforms.pipe import links_of
+
+    assert not list(clashes(links_of([clip(1.0), sketch(), cast("bf16")]), secure_sum=True))
+    assert not list(clashes(links_of([chain("z", [sketch(), cast("bf16")])])))

@@ -53,7 +53,7 @@ def clashes(links: Sequence[Link], *, payload: str = "update", secure_sum: bool 
         if "reference" in link.properties:
             why = f"{link.name!r} encodes against what both ends hold, which is so of the model and not of an update"
             yield Clash(at, f"{why}; use it for the broadcast")
-        if "feedback" in link.properties:
+        if link.properties >= {"feedback", "memory"}:  # not where the server owes, as a sketch does
             yield from _feedback(at, link, before)
         if link.properties >= {"linear", "shared"}:
             yield from _summed(at, link, before)

@@ -69,7 +69,7 @@ def links_of(transforms: Iterable[Transform[Any]]) -> list[Link]:
     found: list[Link] = []
     for each in transforms:
         inside = links_of(each.links)
-        if not inside or each.properties.feedback:
+        if not inside or (each.properties.feedback and each.properties.memory):
             theirs = frozenset[str]().union(*(link.properties for link in inside))
             found.append(described(each)._replace(properties=described(each).properties - theirs))
         found += inside
