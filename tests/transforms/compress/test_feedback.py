@@ -23,6 +23,7 @@ from atoll.errors import ConfigError
 from atoll.local.sgd import sgd
 from atoll.store.memories import Kept
 from atoll.tasks.custom import custom
+from atoll.testing.store import same_bits
 from atoll.testing.transform import check_transform
 from atoll.transforms.clip import clip
 from atoll.transforms.compress.cast import cast
@@ -261,6 +262,17 @@ def test_a_residual_is_neither_lost_nor_doubled(engine: str) -> None:
         assert owed() == pytest.approx([0, 0.45])  # .1 + 7 times .05
     finally:
         made.close()
+
+
+def test_workers_give_the_bits_of_serial() -> None:
+    found = {}
+    for engine, options in ((serial, {}), (processes, {"workers": 2})):
+        task, memories = point(), Kept()
+        algorithm = pipe(fedavg(sgd(task, lr=0.05, batch_size=None)), feedback([top_k(0.5), few_bits(2)], "always", decay=0.9))
+        *_, last = states(algorithm, pulling(APART), 5, task, engine=engine, memories=memories, **options)  # type: ignore[arg-type]
+        found[engine.__name__] = {"": algorithm.params(last.algorithm), **{c: memories.get(ClientId(c)) for c in APART}}
+    assert same_bits(found["serial"], found["processes"])
+    assert found["serial"]["a"]["~feedback/residual/w"].any()
 
 
 def test_composite_payloads_and_buffers() -> None:

@@ -15,16 +15,15 @@ from itertools import takewhile
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from atoll import tree
 from atoll.errors import ConfigError
 from atoll.transforms.chain import chain
 from atoll.transforms.compose import Link, clashes
+from atoll.transforms.compress.auto import OFTEN
 from atoll.transforms.pipe import links_of
 from atoll.types import Assignment, Properties, Transform, Tree, Update
 
-OFTEN = 0.5  # participation from which "auto" turns it on
 _RESIDUAL, _ROUND = "residual/", "round"
 
 
@@ -93,14 +92,18 @@ def _judge(around: Sequence[Transform[Any]], when: str, decay: float, participat
 
 def _plus(u: Tree, owed: Tree, factor: float) -> Tree:
     """u + factor * owed, where something of that name and shape is owed: to a model that was cut otherwise, nothing is."""
-    return {name: _sum(x, owed.get(name), factor) for name, x in u.items()} if owed else u
-
-
-def _sum(x: Tensor, owed: Tensor | None, factor: float) -> Tensor:
-    return x if owed is None or owed.shape != x.shape else torch.add(x, owed, alpha=factor)
+    due = {name: r for name, r in owed.items() if name in u and u[name].shape == r.shape}
+    if not due:
+        return u
+    if isinstance(u, tree.Flat) and u.buffer.dtype == torch.float32:
+        whole = tree.Flat(u.layout, u.buffer.clone())
+        for name, r in due.items():
+            whole[name].add_(r, alpha=factor)
+        return whole
+    return {name: torch.add(x, due[name], alpha=factor) if name in due else x for name, x in u.items()}
 
 
 def _lost(v: Tree, got: Tree) -> Tree:
-    """v - got of the tensors that are not as they were."""
-    lost = {name: x.float() - got[name].float() for name, x in v.items() if x.is_floating_point()}
+    """v - got, of the tensors that are not as they were."""
+    lost = tree.map(lambda x, y: x.float() - y.float() if x.is_floating_point() else torch.zeros_like(x), v, got)
     return {name: x for name, x in lost.items() if bool(x.any())}
