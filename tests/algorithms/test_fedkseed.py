@@ -292,6 +292,25 @@ def test_it_trains(pro: bool) -> None:
     assert result.metrics["accuracy"] > 0.5
 
 
+def test_a_second_run_goes_on_from_what_the_module_holds_by_then() -> None:
+    task = classification(mlp(64, [], 10))
+    federation = Federation(task, digits(clients=2), fedkseed(task, lr=0.05, eps=1e-3, steps=5, batch_size=32))
+    first = federation.run(rounds=1)
+    first.module()  # puts what was trained into the module
+    began = first.history()[-1][1]
+    assert federation.run(rounds=1).history("baseline")[0][1] == pytest.approx(began, rel=1e-5)
+
+
+def test_forward_passes_in_bf16_tune_float32_weights() -> None:
+    task, clients = task_of(), some_clients()
+    plain, narrow = (states(small(task, eps=0.05, precision=p), clients, 2, task)[-1].algorithm for p in ("fp32", "bf16"))
+    assert all(x.dtype == torch.float32 for x in narrow.params.values())
+    assert not torch.equal(plain.g, narrow.g)
+    tried = plain.g != 0
+    assert torch.equal(tried, narrow.g != 0)
+    assert float((plain.g - narrow.g).norm() / plain.g.norm()) < 0.3
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for options in ({"lr": 0.0}, {"eps": -1.0}, {"candidates": 0}, {"candidates": 2**16}, {"steps": 0}):
         with pytest.raises(ConfigError):

@@ -158,7 +158,8 @@ def values_of(draw: Draw) -> Floats:
     if draw != "gaussian":
         raise ConfigError(f"draw = {draw!r}: must be 'gaussian' or 'rademacher'")
     # Means of equally likely slices would do as well as their middles; whole multiples of 2^-16 are the same everywhere.
-    half = [round(NormalDist().inv_cdf((k + 0.5) / 2**16) * 2**16) / 2**16 for k in range(2**15)]
+    quantile = NormalDist().inv_cdf
+    half = [round(quantile((k + 0.5) / 2**16) * 2**16) / 2**16 for k in range(2**15)]
     return np.array([*half, *(-x for x in reversed(half))])
 
 

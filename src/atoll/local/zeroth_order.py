@@ -73,22 +73,26 @@ def zeroth_order(recipe: Recipe) -> Local[Carry]:
     'scalars'
     """
     task, bound = recipe.task, binding(recipe.task.module)
-    weights: list[Weights] = []  # of this process, made when its first client is: all clients here use one copy in turn
-    base: list[int] = []
+    held: list[tuple[Weights, int]] = []  # of this process, and their base: all clients here use one copy in turn
     device = next(task.module.parameters()).device
 
+    def begun() -> tuple[Weights, int]:
+        held.clear()  # freed before it is made again
+        state = bound.state()
+        weights = Weights({name: state[name] for name in bound.params}, recipe.directions)
+        return weights, recipe.base(weights.start())
+
     def at(g: Tensor) -> Weights:
-        weights[0].at(recipe.level(g))
-        bound.bind(weights[0].params, {name: x for name, x in bound.state().items() if name in bound.buffers})
+        weights = held[0][0]
+        weights.at(recipe.level(g))
+        bound.bind(weights.params, {name: x for name, x in bound.state().items() if name in bound.buffers})
         task.module.eval()
-        return weights[0]
+        return weights
 
     def init(assignment: Assignment, memory: Tree) -> Carry:
-        if not weights:
-            state = bound.state()
-            weights.append(Weights({name: state[name] for name in bound.params}, recipe.directions))
-            base.append(recipe.base(weights[0].start()))
-        known = patched(assignment.tree, memory.get(MEMORY), recipe.directions.candidates, base[0])
+        if not held or held[0][1] != int(assignment.tree["check"][0]):  # the first one here, or the module has been changed
+            held.append(begun())
+        known = patched(assignment.tree, memory.get(MEMORY), recipe.directions.candidates, held[0][1])
         at(known)
         steps = recipe.batching.steps or 1
         if "order" in assignment.tree:
