@@ -142,7 +142,10 @@ def test_a_transform_is_described_with_what_it_is_made_of() -> None:
         )
 
     inner = made("clip", bounds_norm=True), made("int8")
-    names = [[link.name for link in links_of([each])] for each in (made("chain", *inner), made("owed", *inner, feedback=True))]
+    names = [
+        [link.name for link in links_of([each])]
+        for each in (made("chain", *inner), made("owed", *inner, feedback=True, memory=True))
+    ]
     assert names == [["clip", "int8"], ["owed", "clip", "int8"]], "a chain is only what it chains, a residual is one more"
     assert links_of([inner[0]])[0].properties == {"bounds_norm"}
 
