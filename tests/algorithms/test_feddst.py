@@ -71,13 +71,13 @@ def test_two_weights_by_hand() -> None:
     x = {"a": [[1.0, 1.0, 3.0]], "b": [[1.0, 2.0, 1.0]] * 3}
     y = {"a": [4.0], "b": [6.0] * 3}
     clients: Clients = {ClientId(c): {"train": Tensors({"x": torch.tensor(x[c]), "y": torch.tensor(y[c])})} for c in x}
-    algorithm = feddst(sgd(task, 0.25, None), task, density=1 / 3, every=1, fraction=0.9)
+    algorithm = feddst(sgd(task, 0.25, None), task, density=1 / 3, every=1, exchange=0.9)
     state = states(algorithm, clients, 1, task)[0].algorithm
     # The one kept is exchanged (.9 of 1 is 1). At 2.875 the errors are -1.125 and -3.125. Of what is pruned a's largest
     # gradient is -3.375, of the third weight; b's is -6.25, of the second: mean (3 * -6.25) / 4 against -3.375 / 4.
     assert state.mask["weight"].tolist() == [[False, True, False]]
     assert state.params["weight"].tolist() == [[0.0, 0.0, 0.0]]
-    kept = feddst(sgd(task, 0.25, None), task, density=1 / 3, every=2, fraction=0.9)
+    kept = feddst(sgd(task, 0.25, None), task, density=1 / 3, every=2, exchange=0.9)
     assert states(kept, clients, 1, task)[0].algorithm.params["weight"].tolist() == [[2.875, 0.0, 0.0]]
 
 
@@ -134,7 +134,7 @@ def test_an_exchange_keeps_the_density_and_grows_only_where_there_is_a_gradient(
 def test_pruned_entries_are_zero_and_every_round_has_the_density() -> None:
     task, clients = classification(mlp(5, [16, 8], 3)), some_clients()
     for local in (sgd(task, batch_size=4, momentum=0.9, weight_decay=0.1), adamw(task, lr=0.01, batch_size=4)):
-        algorithm = feddst(local, task, 0.4, every=2, fraction=0.3)
+        algorithm = feddst(local, task, 0.4, every=2, exchange=0.3)
         count = sum(sparsity.counts({n: p.shape for n, p in task.module.named_parameters() if p.dim() > 1}, 0.4).values())
         before, moved = None, 0
         for after in states(algorithm, clients, 6, task):
@@ -150,7 +150,7 @@ def test_pruned_entries_are_zero_and_every_round_has_the_density() -> None:
 
 def test_bytes_on_frames_are_those_of_what_is_kept() -> None:
     task, clients = classification(mlp(64, [32], 10)), some_clients(inputs=64)
-    algorithm, log = feddst(sgd(task), task, 0.2, every=2, fraction=0.25, shrink=False), Log()
+    algorithm, log = feddst(sgd(task), task, 0.2, every=2, exchange=0.25, shrink=False), Log()
     states(algorithm, clients, 4, task, log=log)
     kept = sparsity.counts({"hidden1.weight": (32, 64), "output.weight": (10, 32)}, 0.2)
     values = 4 * (sum(kept.values()) + 42)
@@ -189,7 +189,7 @@ def test_dead_units_are_neither_sent_nor_computed() -> None:
 
 def test_engines_agree() -> None:
     task, clients = classification(mlp(5, [12, 6], 3)), some_clients()
-    algorithm = feddst(sgd(task, batch_size=4, epochs=3), task, 0.3, every=2, fraction=0.3)
+    algorithm = feddst(sgd(task, batch_size=4, epochs=3), task, 0.3, every=2, exchange=0.3)
     want = last(algorithm, clients, 4, task)
     assert same(last(algorithm, clients, 4, task, engine=processes, workers=2), want)
     close(last(algorithm, clients, 4, task, engine=traced), want, 1e-5)
@@ -205,7 +205,7 @@ def test_a_masked_step_is_captured() -> None:
 
 def test_masks_survive_a_resume(tmp_path: Path) -> None:
     task, clients, kept = classification(mlp(5, [12], 3)), some_clients(), Kept()
-    algorithm = feddst(sgd(task, batch_size=4), task, 0.3, every=3, fraction=0.3)
+    algorithm = feddst(sgd(task, batch_size=4), task, 0.3, every=3, exchange=0.3)
     policy = synchronous(2)
     whole = states(algorithm, clients, 8, task, policy=policy)
     halfway = states(algorithm, clients, 5, task, policy=policy, memories=kept)[-1]
@@ -233,7 +233,7 @@ def test_who_forgot_the_mask_fails_once_and_is_sent_it_again() -> None:
 
 def test_an_update_under_an_earlier_mask_is_refused() -> None:
     task, clients, log = classification(mlp(5, [12], 3)), some_clients((4,) * 8), Log()
-    algorithm = feddst(sgd(task, batch_size=4), task, 0.3, every=2, fraction=0.5)
+    algorithm = feddst(sgd(task, batch_size=4), task, 0.3, every=2, exchange=0.5)
     states(algorithm, clients, 9, task, policy=buffered(clients_in_flight=4, buffer=2), log=log)
     assert log.of("failure")
     assert all("the mask is another since" in event.text for event in log.of("failure"))
@@ -268,7 +268,7 @@ def test_codecs_attach() -> None:
 
 def test_refusals() -> None:
     task = classification(mlp(5, [6], 3))
-    for wrong in ({"density": 0.0}, {"density": 1.5}, {"fraction": 1.0}, {"every": 0}):
+    for wrong in ({"density": 0.0}, {"density": 1.5}, {"exchange": 1.0}, {"every": 0}):
         with pytest.raises(ConfigError, match=r"must be in \(0, 1\], in \[0, 1\), and 1 round or more"):
             feddst(sgd(task), task, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="which this local work hides"):

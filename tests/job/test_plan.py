@@ -63,8 +63,8 @@ def _recorded(sets: list[str]) -> tuple[float, float, bool]:
         ["algorithm={name='federated_dropout', keep=0.25, draw='round'}", "task.model.hidden=[7, 5]"],
         ["algorithm={name='feddst', density=0.5, shrink=false}"],
         ["algorithm={name='feddst', density=0.4, every=1, shrink=false}", "task.model.hidden=[9]"],
-        ["algorithm={name='feddst', density=0.4, every=2, fraction=0.3, spread='uniform', shrink=false}"],
-        ["algorithm={name='feddst', density=0.4, every=1, fraction=0.0, shrink=false}"],
+        ["algorithm={name='feddst', density=0.4, every=2, exchange=0.3, spread='uniform', shrink=false}"],
+        ["algorithm={name='feddst', density=0.4, every=1, exchange=0.0, shrink=false}"],
         ["algorithm={name='feddst', density=1.0, every=1, shrink=false}"],
     ],
 )

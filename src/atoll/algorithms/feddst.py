@@ -42,7 +42,7 @@ def feddst(
     task: Task,
     density: float = 0.2,
     every: int = 10,
-    fraction: float = 0.2,
+    exchange: float = 0.2,
     until: int | None = None,
     spread: Literal["erk", "uniform"] = "erk",
     shrink: bool = True,
@@ -52,7 +52,7 @@ def feddst(
     """One sparse model, its mask issued by the server and readjusted by magnitude and gradient (arXiv:2112.09824).
 
     `density`: of all weights (tensors of two axes and more), spread over the layers by `spread`. Every `every` rounds the
-    `fraction` of a layer's kept entries is exchanged, falling to 0 at round `until` in a half cosine (None: constant).
+    share `exchange` of a layer's kept entries is exchanged, falling to 0 at round `until` in a half cosine (None: constant).
     `shrink`: hidden units that nothing reads any more are not sent and not computed (`atoll.models.units.alive`).
     density = 1 is FedAvg.
 
@@ -67,8 +67,8 @@ def feddst(
     >>> sum(int(mask.sum()) for mask in state.mask.values())
     12
     """
-    if not 0 < density <= 1 or not 0 <= fraction < 1 or every < 1:
-        told = f"density = {density}, fraction = {fraction}, every = {every}"
+    if not 0 < density <= 1 or not 0 <= exchange < 1 or every < 1:
+        told = f"density = {density}, exchange = {exchange}, every = {every}"
         raise ConfigError(f"feddst {told}: must be in (0, 1], in [0, 1), and 1 round or more")
     axes, reduce, groups = masks_.prunable(task), mean(weights), _groups(task) if shrink else ()
     fold, growth = masks_.masked(local, axes, "feddst"), masks_.growth(task, batch_size, axes)
@@ -104,7 +104,7 @@ def feddst(
         return after
 
     def readjust(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
-        most = _exchanged(state, fraction if until is None else _cosine(fraction, state.round, until))
+        most = _exchanged(state, exchange if until is None else _cosine(exchange, state.round, until))
         if not any(most.values()):
             return state
         numbers = {masks_.MOST: torch.tensor(list(most.values()))}

@@ -50,12 +50,12 @@ def sparse(work: str, model: Model | None, given: Mapping[str, Any], rounds: int
 
     `everybody` is asked in every round: then a client is sent each mask once. Else it may be sent one whenever it is asked.
     """
-    density, every, fraction = given["density"], given["every"], given["fraction"]
-    readjusted = rounds // every if fraction and density < 1 else 0
+    density, every, exchange = given["density"], given["every"], given["exchange"]
+    readjusted = rounds // every if exchange and density < 1 else 0
     if model is None:
         news = 1 / 32
         return (
-            Smaller(density + news, density, True) if work == "train" else Smaller(density + news, 2 * fraction * density, True)
+            Smaller(density + news, density, True) if work == "train" else Smaller(density + news, 2 * exchange * density, True)
         )
     pruned = {name: shape for name, shape in model.shapes.items() if len(shape) > 1}
     kept = sparsity.counts(pruned, density, given["spread"])
@@ -67,6 +67,6 @@ def sparse(work: str, model: Model | None, given: Mapping[str, Any], rounds: int
         news = bitmap * (masks / rounds if everybody else 1.0)
         down, up = VALUE_BYTES * (values + 1) + news, VALUE_BYTES * values
         return Smaller(down / whole, up / whole, not everybody)
-    grown = sum(sparsity.exchanged(kept[name], prod(shape), fraction) for name, shape in pruned.items())
+    grown = sum(sparsity.exchanged(kept[name], prod(shape), exchange) for name, shape in pruned.items())
     down, up = VALUE_BYTES * values + bitmap + 2 * VALUE_BYTES * len(pruned), 2 * VALUE_BYTES * grown
     return Smaller(down / whole * readjusted / rounds, up / whole * readjusted / rounds, given.get("until") is not None)
