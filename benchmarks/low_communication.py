@@ -90,28 +90,44 @@ def common(s: Setting) -> dict[str, Any]:
     }
 
 
-def ways(h: int, stream: int, sparse: int) -> list[Way]:
-    """Data-parallel first: the others are compared with it. `h`, `stream`, `sparse`: inner steps a round."""
+def ways(h: int) -> list[Way]:
+    """Data-parallel first: the others are compared with it. `h`: inner steps a round where whole float32 models are sent.
+
+    Where less is sent a time, rounds come more often: 8 bits both ways a quarter of the steps. SparseLoCo's 64 of 4,096 entries
+    are for thousands of rounds; a run of so few has to send more of them.
+    """
+    often, sparse = max(h // 4, 1), max(h // 2, 1)
+    down = chain("broadcast", [chunk_top_k(4096, 320), few_bits(2)])
     return [
         Way("data-parallel AdamW", lambda t, s: data_parallel(t, s.lr, s.batch, **common(s)), 1),
         Way(f"local SGD, averaged every {h}", lambda t, s: fedavg(inner(t, s, h), weights="uniform"), h),
         Way(f"DiLoCo, H = {h}", lambda t, s: diloco(inner(t, s, h), 0.7, 0.9), h, 0.02, 30),
         Way(
-            f"Streaming DiLoCo, 2 x {stream}, 4 bits",
-            lambda t, s: pipe(streaming_diloco(inner(t, s, stream), 2, 0.7, 0.9, alpha=0.5, overlap=1), int4()),
-            stream,
+            f"DiLoCo, H = {often}, 8 bits both ways",
+            lambda t, s: eight_bits(diloco(inner(t, s, often), 1.0, 0.5)),
+            often,
+            0.02,
+            30,
         ),
-        Way(f"SparseLoCo, H = {sparse}, 2 bits", lambda t, s: sparseloco(inner(t, s, sparse)), sparse, 0.03, None),
         Way(
-            f"SparseLoCo, H = {sparse}, both directions",
-            lambda t, s: with_broadcast(
-                sparseloco(inner(t, s, sparse)), chain("broadcast", [chunk_top_k(4096, 256), few_bits(4)])
-            ),
+            f"Streaming DiLoCo, 2 fragments, H = {h}, 4 bits",
+            lambda t, s: pipe(streaming_diloco(inner(t, s, sparse), 2, 0.7, 0.9, alpha=0.5, overlap=1), int4()),
+            sparse,
+        ),
+        Way(f"SparseLoCo, H = {sparse}", lambda t, s: sparseloco(inner(t, s, sparse), keep=256), sparse, 0.03),
+        Way(
+            f"SparseLoCo, H = {sparse}, sparse both ways",
+            lambda t, s: with_broadcast(sparseloco(inner(t, s, sparse), keep=256), down),
             sparse,
             0.03,
             1000,
         ),
     ]
+
+
+def eight_bits(algorithm: Algorithm[Any]) -> Algorithm[Any]:
+    """int8 up, and int8 steps down."""
+    return with_broadcast(pipe(algorithm, int8()), int8())
 
 
 class Bytes:
@@ -128,10 +144,10 @@ class Bytes:
             self.loss = event.metrics["loss"]
 
 
-def trained(way: Way, task: Task, start: Tree, data: Dataset, s: Setting) -> dict[str, Any]:
+def trained(way: Way, task: Task, start: Tree, data: Dataset, s: Setting, compute: Any = "traced") -> dict[str, Any]:
     """One run: what it cost, and how well the model does on what nobody trained on."""
     began, algorithm, seen = time.perf_counter(), way.make(task, s), Bytes()
-    shell = Shell(serial(algorithm.local, data.clients), Ephemeral(), seen)
+    shell = Shell(serial(algorithm.local, data.clients, compute=compute), Ephemeral(), seen)
     state = RunState(0, algorithm.init(start))
     for after in run(state, algorithm, Policy(), list(data.clients), s.steps // way.every, SEED, shell):
         state = after
@@ -225,13 +241,8 @@ def smollm2(steps: int) -> None:
 
     s, task = Setting(2, steps, batch=2, lr=1e-4, warmup=4, length=64, test=64), causal_lm("smollm2-135m", dtype="fp32")
     h = max(steps // 3, 1)
-    both = Way(
-        f"DiLoCo, H = {h}, 8 bits both ways",
-        lambda t, s: with_broadcast(pipe(diloco(inner(t, s, h), 0.7, 0.9), int8()), int8()),
-        h,
-        0.02,
-    )
-    chosen = [ways(h, h, h)[0], both]
+    both = Way(f"DiLoCo, H = {h}, 8 bits both ways", lambda t, s: eight_bits(diloco(inner(t, s, h), 0.7, 0.9)), h, 0.02)
+    chosen = [ways(h)[0], both]
     compared("low_communication_smollm2", chosen, task, real_text(tokenizer("smollm2-135m"), s, True), s, "SmolLM2-135M")
 
 
@@ -256,7 +267,7 @@ def main() -> None:
         s, h = s._replace(steps=40, warmup=5, test=100), 20
     tokens = alphabet()
     module = transformer(len(tokens), arguments.width, layers=2, heads=4, context=s.length, seed=SEED)
-    chosen = ways(h, h // 2, h)
+    chosen = ways(h)
     if arguments.only:
         chosen = [chosen[0], *(w for w in chosen[1:] if w.name.startswith(tuple(arguments.only.split(","))))]
     compared("low_communication", chosen, next_token(module), real_text(tokens, s, arguments.quick), s, "characters")
