@@ -9,6 +9,7 @@ from atoll.job.build import build
 from atoll.job.check import check
 from atoll.job.plan import plan, rows
 from atoll.job.text import parse
+from atoll.report.cost import compression
 from atoll.report.facts import ratios, read
 from tests.job.digits import JOB
 
@@ -53,14 +54,18 @@ def test_the_row_says_what_goes_to_each_client() -> None:
 
 def test_a_run_tells_its_ratios_both_ways() -> None:
     job = check(parse(JOB, overrides=["broadcast=int8", "transforms=[{name='int8'}]", "rounds=8", "task.model.hidden=[64]"]))
-    down, up, both = ratios(read(build(job).run(job.rounds).record()))
+    facts = read(build(job).run(job.rounds).record())
+    down, up, both = ratios(facts)
     assert (down.way, up.way, both.way) == ("down", "up", "both ways")
     assert 2.5 < down.times < 8 / (1 + 7 / 4) + 0.01
     assert 3.5 < up.times < 4
     assert both.sent == down.sent + up.sent
     assert both.plain == down.plain + up.plain
     assert down.plain == pytest.approx(up.plain, rel=0.05)
-    assert ratios(read(build(check(parse(JOB))).run(2).record())) == []
+    assert not {"saved_down", "saved_up"} & set(facts.metrics)
+    assert [name for name, _ in compression(facts)] == ["compression down", "compression up", "compression both ways"]
+    assert compression(facts)[1][1].startswith(f"{up.times:.3g} x, ")
+    assert compression(read(build(check(parse(JOB))).run(2).record())) == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ that is again the difference from what both ends hold: errors are compensated, a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from atoll import tree
 from atoll.errors import TreeError
+from atoll.transforms.compress.coded import written_table
 from atoll.types import Assignment, ClientId, Transform, Tree, Update
+from atoll.wire import table as tables
+from atoll.wire.table import table_of
 
 MARK = "~broadcast/"
-_TOLD, _VERSION, _MODEL = "told", "version", "w/"
+_TOLD, _VERSION, _MODEL, _BUFFER, _TABLE = "told", "version", "w/", "buffer", "table"
 _WORD = 8
 _NOBODY = ClientId("")
 
@@ -106,8 +110,7 @@ def received(codec: Transform[Any], sent: Tree, memory: Tree) -> tuple[Tree, Tre
             raise TreeError(f"version {told.version} of the model does not come out here as it did at the server")
     else:
         public = flat(coded(sent)) if told.flat else coded(sent)
-    kept = {_VERSION: torch.tensor(told.version), **tree.put(public, _MODEL)}
-    return ({**public, **beside} if beside else public), kept
+    return ({**public, **beside} if beside else public), {_VERSION: torch.tensor(told.version), **_kept(public)}
 
 
 def checksum(values: Tree) -> int:
@@ -142,11 +145,29 @@ def _caught_up(codec: Transform[Any], sent: Tree, memory: Tree, told: Told) -> T
     if not held or not 0 <= lacking <= told.steps:
         stands = f"holds version {held}" if held else "holds no model"
         raise TreeError(f"{told.steps} steps to version {told.version} of the model: this client {stands}, and can't follow them")
-    public = tree.take(memory, _MODEL)
-    public = flat(public) if told.flat else public
+    public = _recalled(memory)
     for i in range(told.steps - lacking, told.steps):
         public = stepped(codec, tree.take(sent, f"{MARK}{i}~"), public)
     return public
+
+
+def _kept(public: Tree) -> Tree:
+    """A model in a client's memory: one buffer as one tensor, since a client is asked often and a model may have many."""
+    if isinstance(public, tree.Flat):
+        return {_TABLE: written_table(table_of(public)), _BUFFER: public.buffer}
+    return tree.put(public, _MODEL)
+
+
+def _recalled(memory: Tree) -> Tree:
+    if _BUFFER in memory:
+        return tree.Flat(_layout(memory[_TABLE].numpy().tobytes()), memory[_BUFFER])
+    return tree.take(memory, _MODEL)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(written: bytes) -> tree.Layout:
+    entries = tables.read(written).entries
+    return tree.Layout(tuple(each.name for each in entries), tuple(torch.Size(each.shape) for each in entries))
 
 
 def _told(public: Tree, version: int, steps: int) -> Tree:
