@@ -114,13 +114,13 @@ def received(codec: Transform[Any], sent: Tree, memory: Tree) -> tuple[Tree, Tre
 
 
 def checksum(values: Tree) -> int:
-    """The sum of each tensor's bytes as 64-bit integers, modulo 2^63: the same whatever the order in which it is taken.
+    """The sum of each tensor's bytes as 64-bit integers, modulo 2^64: the same whatever the order in which it is taken.
 
     >>> checksum({"w": torch.tensor([0.0, -0.0])}) == checksum({"w": torch.tensor([0.0, 0.0])})
     False
     """
     parts = [values.buffer] if isinstance(values, tree.Flat) else values.values()
-    return sum(map(_sum, parts)) % (1 << 63)
+    return (sum(map(_sum, parts)) + (1 << 63)) % (1 << 64) - (1 << 63)  # as an int64 holds it
 
 
 def _sum(x: Tensor) -> int:
