@@ -72,7 +72,6 @@ class Federation:
     algorithm: Algorithm[Any]
     policy: Policy = field(default_factory=Policy)
     transforms: Sequence[Transform[Any]] = ()
-    broadcast: Transform[Any] | None = None
     engine: str | Callable[..., Engine] = "serial"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     evaluate_every: int = 1
@@ -81,6 +80,7 @@ class Federation:
     finetune: Local[Any] | None = None
     selection: Selection[Any] | None = None
     fleet: Fleet | None = None
+    broadcast: Transform[Any] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

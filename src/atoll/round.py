@@ -110,9 +110,9 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
     top_up(in_flight - flight.count(work))
     for landed, replayed in flight.answers(work, until):
         if request.fresh and landed.round != now:
-            flight.accept(landed)  # its slot is free
+            cost = flight.accept(landed)  # its slot is free
             shell.engine.refuse(landed)
-            shell.sink.emit(Event("late", now, work, landed.client, text=f"from round {landed.round}"))
+            shell.sink.emit(Event("late", now, work, landed.client, cost, f"from round {landed.round}"))
             top_up(not whole)
             continue
         answer = landed if isinstance(landed, Failure) else fold.judge(landed)
@@ -126,7 +126,7 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
                 shell.engine.acknowledge(answer)
         else:
             lost.append(answer)
-            shell.sink.emit(Event("failure", now, work, answer.client, text=f"{answer.kind}: {answer.reason}"))
+            shell.sink.emit(Event("failure", now, work, answer.client, cost, f"{answer.kind}: {answer.reason}"))
             if not replayed:
                 shell.engine.refuse(landed)
             if policy.on_failure == "stop":
