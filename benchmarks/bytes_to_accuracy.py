@@ -88,8 +88,9 @@ def once(way: Way, seed: int) -> Watch:
     task = classification(mlp(64, [200, 200], 10))
     data = digits(clients=CLIENTS, partition=dirichlet(0.3), test_fraction=0.0, seed=seed)
     algorithm = fedavg(sgd(task, lr=0.1, batch_size=10), server_opt=momentum(1.0, beta=0.9))
-    options = {} if way.broadcast is None else {"broadcast": way.broadcast()}
-    federation = Federation(task, data, algorithm, policy=synchronous(COHORT), transforms=way.links(), seed=seed, **options)
+    broadcast = None if way.broadcast is None else way.broadcast()
+    policy = synchronous(COHORT)
+    federation = Federation(task, data, algorithm, policy, way.links(), broadcast=broadcast, seed=seed)
     watch = Watch()
     with contextlib.suppress(Reached):
         federation.run(MOST_ROUNDS, sinks=[watch], each_round=watch.after)

@@ -106,7 +106,7 @@ def entropy_bits(values: Tree, step: float) -> float:
     """Of the symbols of a uniform quantiser, bits a value: what an entropy coder can't go below."""
     x = torch.cat([v.reshape(-1) for v in values.values()])
     symbols = (x / (step * x.square().mean().sqrt())).round()
-    p = symbols.unique(return_counts=True)[1].double() / len(x)
+    p = torch.bincount((symbols - symbols.min()).long()).double().clamp_min(1e-300) / len(x)
     return float(-(p * p.log2()).sum())
 
 

@@ -31,8 +31,8 @@ from atoll.store.memories import Kept
 from atoll.tasks.classification import classification
 from atoll.tasks.regression import regression
 from atoll.testing.store import same_bits
-from atoll.transforms.compress.cast import cast
 from atoll.transforms.clip import clip
+from atoll.transforms.compress.cast import cast
 from atoll.transforms.pipe import pipe
 from atoll.types import Algorithm, ClientId, Task, Tree
 from tests.core.small import Clients, states
