@@ -252,16 +252,16 @@ def main() -> None:
     parser.add_argument("--model", choices=["characters", "smollm2"], default="characters")
     parser.add_argument("--steps", type=int, help="of each worker")
     parser.add_argument("--batch", type=int, default=8, help="blocks of 64 characters a worker and step")
-    parser.add_argument("--width", type=int, default=64, help="of the model")
+    parser.add_argument("--width", type=int, default=32, help="of the model")
     parser.add_argument("--every", type=int, default=32, help="H: steps between two rounds")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--only", default="", help="names that begin so, beside data-parallel; several with commas")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.model == "smollm2":
         smollm2(arguments.steps or 24)
         return
-    s = Setting(4, arguments.steps or 1216, arguments.batch, arguments.lr, warmup=50, length=64, test=1000)
+    s = Setting(4, arguments.steps or 3072, arguments.batch, arguments.lr, warmup=50, length=64, test=1000)
     h = arguments.every
     if arguments.quick:
         s, h = s._replace(steps=40, warmup=5, test=100), 20
