@@ -104,7 +104,7 @@ def ways(h: int) -> list[Way]:
         Way(f"DiLoCo, H = {h}", lambda t, s: diloco(inner(t, s, h), 0.7, 0.9), h, 0.02, 30),
         Way(
             f"DiLoCo, H = {often}, 8 bits both ways",
-            lambda t, s: eight_bits(diloco(inner(t, s, often), 1.0, 0.5)),
+            lambda t, s: eight_bits(diloco(inner(t, s, often), 0.7, 0.9)),
             often,
             0.02,
             30,
