@@ -58,8 +58,48 @@ class StoreError(AtollError, OSError):
     """The runs database or a run's folder can't be read or written."""
 
 
+class RemoteError(AtollError, ConnectionError):
+    """The other end of a deployment can't be reached, refuses, or says what it may not."""
+
+
 class VersionError(AtollError):
     """A file was written by a newer Atoll."""
+
+
+class IdentityError(AtollError):
+    """A certificate, key, token or name that does not prove who somebody is, or a folder of them that can't be used."""
+
+
+class NameRefused(IdentityError, ConfigError):
+    """A name, domain, host or role that no certificate may carry."""
+
+
+class TokenRefused(IdentityError):
+    """An enrolment token that is unknown, used or expired."""
+
+
+class RequestRefused(IdentityError):
+    """A request for a certificate that is malformed, weak, or asks for more than it may."""
+
+
+class ForeignCertificate(IdentityError):
+    """A certificate of another authority, or one that this authority did not make for its holder to speak with."""
+
+
+class CertificateExpired(IdentityError):
+    """A certificate whose time is over."""
+
+
+class CertificateNotYetValid(IdentityError):
+    """A certificate whose time has not begun: one of two clocks is wrong."""
+
+
+class CertificateRevoked(IdentityError):
+    """A certificate that its authority has taken back."""
+
+
+class WrongRole(IdentityError):
+    """A certificate that is good, of somebody who may not do this."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
