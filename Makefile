@@ -72,7 +72,7 @@ clean: ## remove what make and the checks made; runs and fetched data stay
 # The environment. A stamp is older than what it depends on when an install is due; installing adds to what is there.
 $(VENV)/.installed-demo: extras := llm,data
 $(VENV)/.installed-dev: extras := dev
-$(VENV)/.installed-%: pyproject.toml constraints.txt
+$(VENV)/.installed-%: pyproject.toml constraints.txt hatch_build.py src/atoll/remote/protocol.proto
 	@command -v $(PYTHON) >/dev/null || { echo "No '$(PYTHON)' here: install Python 3.11 or newer, or say PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) -V) is too old: Atoll needs Python 3.11 or newer. Say PYTHON=..."; exit 1; }

@@ -1,0 +1,106 @@
+"""What gRPC is told at both ends: its methods, limits, keep-alive and certificates."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from atoll.errors import ConfigError
+from atoll.remote import protocol_pb2 as pb
+from atoll.remote.values import Credentials
+
+SERVICE = "atoll.remote.v1.Coordinator"
+SITE_KEY = "atoll-site"  # metadata: the site's name, where there is no certificate to say it
+MOST_MESSAGE_BYTES = 1 << 22
+METHODS: dict[str, tuple[str, Any, Any]] = {
+    "Session": ("stream_stream", pb.SiteMessage, pb.CoordinatorMessage),
+    "Fetch": ("unary_stream", pb.Want, pb.Chunk),
+    "Have": ("unary_unary", pb.Parcel, pb.Receipt),
+    "Push": ("stream_unary", pb.Chunk, pb.Receipt),
+    "Ask": ("unary_unary", pb.Question, pb.Reply),
+}
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),  # home routers and hospital firewalls forget a silent connection in a minute
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+SERVER_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # a second coordinator on the port is a mistake, and is told so
+]
+CHANNEL_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.enable_retries", 0),  # the link goes on from where it was, which gRPC can't know
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def handlers(service: Any) -> grpc.GenericRpcHandler:
+    """The methods of `service`, named in lower case, as a server takes them."""
+    made = {}
+    for name, (shape, asked, answered) in METHODS.items():
+        handler = getattr(grpc, f"{shape}_rpc_method_handler")
+        made[name] = handler(
+            getattr(service, name.lower()), request_deserializer=asked.FromString, response_serializer=answered.SerializeToString
+        )
+    return grpc.method_handlers_generic_handler(SERVICE, made)
+
+
+def stub(channel: grpc.aio.Channel, name: str) -> Any:
+    """The call of this name over a channel."""
+    shape, asked, answered = METHODS[name]
+    call = getattr(channel, shape)
+    return call(f"/{SERVICE}/{name}", request_serializer=asked.SerializeToString, response_deserializer=answered.FromString)
+
+
+def server_credentials(credentials: Callable[[], Credentials]) -> grpc.ServerCredentials:
+    """Mutual TLS: no call without a certificate of a pinned authority. `credentials` is asked at every handshake."""
+
+    def found() -> Any:
+        now = credentials()
+        return grpc.ssl_server_certificate_configuration([(now.key, now.certificate)], root_certificates=now.authority)
+
+    return grpc.dynamic_ssl_server_credentials(found(), found, require_client_authentication=True)
+
+
+def open_channel(address: str, credentials: Credentials | None, server_name: str | None) -> grpc.aio.Channel:
+    """A channel that connects when it is first used."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+    named = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    tls = grpc.ssl_channel_credentials(credentials.authority, credentials.key, credentials.certificate)
+    return grpc.aio.secure_channel(address, tls, [*CHANNEL_OPTIONS, *named])
+
+
+def check_address(address: str, credentials: Credentials | None, insecure: bool) -> None:
+    """Raise ConfigError unless there is TLS, or the address is loopback and TLS was waived in so many words.
+
+    >>> check_address("127.0.0.1:0", None, insecure=True)
+    >>> check_address("0.0.0.0:7443", None, insecure=True)
+    Traceback (most recent call last):
+    atoll.errors.ConfigError: '0.0.0.0:7443' without TLS: that is for loopback, in tests; give certificates (atoll pki)
+    """
+    host, sign, port = address.rpartition(":")
+    if not sign or not port.isdigit() or not host:
+        raise ConfigError(f"{address!r} is not an address: write HOST:PORT, such as coordinator.example:7443")
+    if credentials is not None:
+        return
+    if not _loopback(host.strip("[]")):
+        raise ConfigError(f"{address!r} without TLS: that is for loopback, in tests; give certificates (atoll pki)")
+    if not insecure:
+        raise ConfigError(f"{address!r} without certificates: give them (atoll pki), or say that it is to be insecure")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

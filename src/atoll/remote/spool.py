@@ -1,0 +1,221 @@
+"""Files by the SHA-256 of what they hold: written once, received in parts, resumed after any cut, never believed unread."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from atoll.errors import FrameError, RemoteError, StoreError
+from atoll.remote.values import Blob, Limits
+from atoll.store import files
+from atoll.types import Assignment, Failure, Update
+from atoll.wire import frame
+
+_SLICE_BYTES = 1 << 22
+_PART = ".part"
+
+
+class Moved(RemoteError):
+    """Bytes that do not begin where the part ends: another call has carried on."""
+
+
+class Damaged(RemoteError):
+    """Bytes that are not those that were announced; they have been dropped."""
+
+
+class Spool:
+    """A folder of blobs. What a killed process left whole is checked again before it counts as whole.
+
+    >>> import tempfile
+    >>> spool = Spool(Path(tempfile.mkdtemp()))
+    >>> blob = spool.put(lambda: [memoryview(b"model")])
+    >>> spool.path(blob).read_bytes(), spool.has(blob)
+    (b'model', True)
+    """
+
+    def __init__(self, folder: Path, limits: Limits = Limits()) -> None:  # noqa: B008
+        self.folder, self._limits, self._guard = files.make_folder(folder), limits, threading.Lock()
+        self._parts: dict[str, Part] = {}
+        files.sweep(folder)
+        for left in folder.iterdir():
+            if not left.suffix:
+                left.rename(left.with_name(left.name + _PART))
+
+    def path(self, blob: Blob) -> Path:
+        """Where it lies, or would."""
+        return self.folder / blob.digest
+
+    def has(self, blob: Blob) -> bool:
+        """It is here, whole and checked."""
+        return self.path(blob).exists()
+
+    def put(self, pieces: Callable[[], Iterable[memoryview]]) -> Blob:
+        """Keep what `pieces` gives, and gives again: it is read once to be named, and once more if it is new here."""
+        hashed, size_bytes = hashlib.sha256(), 0
+        for piece in pieces():
+            hashed.update(piece)
+            size_bytes += len(piece)
+        blob = Blob(hashed.hexdigest(), size_bytes)
+        if not self.has(blob):
+            with files.replacing(self.path(blob), size_bytes) as file:
+                for piece in pieces():
+                    file.write(piece)
+        return blob
+
+    def part(self, blob: Blob) -> Part:
+        """What there is of a blob so far, to be added to; one and the same for all who receive it.
+
+        Raises:
+            RemoteError: no digest, or larger than is taken here. StoreError: the disk has no room for it.
+        """
+        if not re.fullmatch("[0-9a-f]{64}", blob.digest):
+            raise RemoteError(f"{blob.digest[:80]!r} is not a SHA-256; the other end is damaged or hostile")
+        if blob.size_bytes > self._limits.blob_bytes:
+            raise RemoteError(f"{blob.size_bytes} bytes were announced; {self._limits.blob_bytes} are taken here at most")
+        with self._guard:
+            part = self._parts.get(blob.digest)
+            if part is None:
+                part = self._parts[blob.digest] = Part(self.path(blob), blob)
+                del_room = blob.size_bytes - part.offset
+                if shutil.disk_usage(self.folder).free - del_room < self._limits.free_bytes:
+                    self._parts.pop(blob.digest).close()
+                    raise StoreError(
+                        f"the disk that holds {self.folder} has no room for {del_room} bytes beside the "
+                        f"{self._limits.free_bytes} that stay free; make room there"
+                    )
+            if part.blob != blob:
+                raise RemoteError(f"{blob.digest} is of {part.blob.size_bytes} bytes, and {blob.size_bytes} were announced")
+            return part
+
+    def finish(self, part: Part) -> None:
+        """Check a part that is complete: it becomes a blob, or is dropped. Raises Damaged."""
+        with self._guard:
+            self._parts.pop(part.blob.digest, None)
+        part.finish()
+
+    def drop(self, blob: Blob) -> None:
+        """Forget it, whole or in part."""
+        with self._guard:
+            part = self._parts.pop(blob.digest, None)
+        if part is not None:
+            part.close()
+        for path in (self.path(blob), _part(self.path(blob))):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files; what they hold stays."""
+        with self._guard:
+            for part in self._parts.values():
+                part.close()
+            self._parts.clear()
+
+
+class Part:
+    """A blob that is not whole yet: an open file, and the hash of what it holds. Made by `Spool.part`."""
+
+    def __init__(self, path: Path, blob: Blob) -> None:
+        self.blob, self.offset, self._path = blob, 0, path
+        self._hash, self._guard = hashlib.sha256(), threading.Lock()
+        try:
+            self._file = open(_part(path), "ab+")  # noqa: SIM115
+            self._file.seek(0)
+            while piece := self._file.read(_SLICE_BYTES):
+                self._hash.update(piece)
+                self.offset += len(piece)
+        except OSError as error:
+            raise files.trouble(error, path) from error
+        if self.offset > blob.size_bytes:  # of nobody who could have been believed
+            self._restart()
+
+    def add(self, at: int, data: bytes, crc32: int) -> int:
+        """Put `data` at the end, which must be `at`; return the new end.
+
+        Raises:
+            Moved: the end is elsewhere by now. Damaged: not the bytes of that checksum. RemoteError: more than announced.
+            StoreError: the disk is full.
+        """
+        if zlib.crc32(data) != crc32:
+            raise Damaged(f"a chunk at {at} was damaged on the way; it is fetched again")
+        with self._guard:
+            if at != self.offset or self._file.closed:
+                raise Moved(f"bytes from {at} on, where {self.offset} are here; another call has carried on")
+            if at + len(data) > self.blob.size_bytes:
+                raise RemoteError(f"more bytes than the {self.blob.size_bytes} announced; the other end is damaged or hostile")
+            try:
+                self._file.write(data)
+                self._file.flush()
+            except OSError as error:
+                self._file.close()
+                raise files.trouble(error, self._path, len(data)) from error
+            self._hash.update(data)
+            self.offset += len(data)
+            return self.offset
+
+    def finish(self) -> None:
+        """See `Spool.finish`."""
+        with self._guard:
+            if self._file.closed:
+                return
+            if self.offset != self.blob.size_bytes or self._hash.hexdigest() != self.blob.digest:
+                self._restart()
+                self._file.close()
+                raise Damaged(f"{self.blob.size_bytes} bytes are not those of the digest {self.blob.digest}; they were dropped")
+            self._file.close()
+            _part(self._path).replace(self._path)
+
+    def close(self) -> None:
+        """Close the file; what it holds stays."""
+        with self._guard:
+            self._file.close()
+
+    def _restart(self) -> None:
+        self._file.truncate(0)
+        self._hash, self.offset = hashlib.sha256(), 0
+
+
+def load(path: Path) -> Assignment | Update | Failure:
+    """The frame that a file holds, its tensors in one buffer of their own: nothing else of its size is held.
+
+    Raises:
+        FrameError: not a frame, or damaged. StoreError: the file can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(frame.START_BYTES)
+            start += file.read(max(frame.front_bytes(start) - len(start), 0))
+            front = frame.read_front(start)
+            size_bytes = path.stat().st_size
+            if size_bytes != front.size_bytes + front.payload_bytes + frame.CHECK_BYTES:
+                raise FrameError(f"a frame's tensors are announced as {front.payload_bytes} bytes, and its file has {size_bytes}")
+            payload: memoryview = torch.empty(front.payload_bytes, dtype=torch.uint8).numpy().data
+            check = zlib.crc32(start)
+            for at in range(0, len(payload), _SLICE_BYTES):
+                piece = payload[at : at + _SLICE_BYTES]
+                file.readinto(piece)
+                check = zlib.crc32(piece, check)
+            if file.read() != check.to_bytes(frame.CHECK_BYTES, "little"):
+                raise FrameError("a frame's checksum is not that of its bytes; its file is damaged")
+    except OSError as error:
+        raise files.trouble(error, path) from error
+    return front.filled(payload)
+
+
+def spelled(name: str) -> str:
+    """A folder's name that no other name has: what is readable of it, and a digest of all of it.
+
+    >>> spelled("../etc")
+    'etc-f0cf039b3a5bd7c1'
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{re.sub('[^A-Za-z0-9_-]+', '', name)[:40]}-{digest}"
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + _PART)
