@@ -156,6 +156,10 @@ class Federation:
         algorithm = pipe(algorithm, *self.transforms) if self.transforms else algorithm
         return algorithm if self.broadcast is None else with_broadcast(algorithm, self.broadcast, seed=self.seed)
 
+    def local(self, rounds: int) -> Mapping[str, Local[Any]]:
+        """All that clients are asked to do in a run of so many rounds, by name: what a site has to know of the algorithm."""
+        return self._assembled(rounds).local
+
     def _assembled(self, rounds: int) -> Algorithm[Any]:
         algorithm, size = self.plain(), self.evaluate_batch_size
         if self.evaluate_every and self.data.test is not None:

@@ -60,8 +60,10 @@ def dataset_of(document: Document) -> Dataset:
     return dataset
 
 
-def build(job: Job) -> Federation:
+def build(job: Job, dataset: Dataset | None = None) -> Federation:
     """The federation that the job describes: its data read, its model loaded, ready to run.
+
+    `dataset`: in the place of the job's own, as a site has it.
 
     Raises:
         AtollError: the data or the model can't be had, or the parts do not go together.
@@ -69,7 +71,7 @@ def build(job: Job) -> Federation:
     from atoll.federation import Federation
     from atoll.local.binding import binding
 
-    dataset = _judged(data_of(job), job)
+    dataset = _judged(data_of(job) if dataset is None else _tokenised(dataset, job), job)
     task = make("task", job.task, seed=job.seed)
     _fits(task, dataset, job)
     policy: Policy = make("policy", job.policy)

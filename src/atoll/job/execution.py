@@ -35,16 +35,18 @@ def carry_out(
     sinks: Sequence[Sink] = (),
     say: Callable[[str], None] = lambda _: None,
     each_round: Callable[[int, Tree], None] | None = None,
+    make: Callable[[Job], Federation] = build,
 ) -> Outcome:
     """Train what the job describes, going on from the run's last checkpoint if it has one.
 
-    `say` hears what is being done before the first round; `each_round` is as in `Federation.run`.
+    `say` hears what is being done before the first round; `each_round` is as in `Federation.run`;
+    `make` gives the federation that is run: another than the job's alone describes where that is deployed.
 
     Raises:
         AtollError: the data or the model can't be had, the parts do not go together, or a round can't be closed.
     """
     say("reading the data, loading the model")
-    federation = build(job)
+    federation = make(job)
     run.note("task", federation.task.about)
     passages = []
     if job.samples:

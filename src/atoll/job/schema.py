@@ -101,6 +101,13 @@ class Compress(Section):
     budget_bytes: float | None = None  # of an update, instead
 
 
+class Privacy(Section):
+    """The privacy budget that a job declares to the sites; a declaration, which nothing computes or holds it to yet."""
+
+    epsilon: float = Field(gt=0)
+    delta: float = Field(ge=0, lt=1)
+
+
 class Job(Section):
     """A whole job file."""
 
@@ -124,3 +131,5 @@ class Job(Section):
     personalise: Choice | None = None  # local work by which each client adapts the final model to itself
     sinks: Sinks = Sinks()
     samples: Samples | None = None
+    privacy: Privacy | None = None  # what sites may ask a job to declare
+    sites: dict[str, list[str]] = {}  # deployed: which clients each site speaks for; none: a site is the client of its name

@@ -1,0 +1,155 @@
+"""A site: it builds the federation of a job over its own data, and answers what the coordinator asks of its clients.
+
+Client memory lies in the site's folder, is proposed with an update, and is committed when the coordinator has said that the
+update is safe. The site may be killed at any moment: what is unanswered is offered again, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atoll.deploy.brief import job_of
+from atoll.engines.serial import serial
+from atoll.errors import AtollError, ConfigError
+from atoll.job.build import build, data_of, dataset_of
+from atoll.remote.values import Acknowledged, Cancelled, Closed, Invited, Offered, Place, Refused, SiteEvent
+from atoll.store.memories import FileMemories
+from atoll.types import Answer, Assignment, ClientId, Dataset, Failure, Local
+
+if TYPE_CHECKING:
+    from atoll.job.schema import Job
+    from atoll.job.text import Document
+    from atoll.remote.link import Link
+
+_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+class Site:
+    """The jobs in which a site takes part, over one link. `data`: a document whose [data] is the site's own, not the job's."""
+
+    def __init__(
+        self, link: Link, folder: Path, data: Document | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._link, self._folder, self._data, self._say = link, folder, data, say
+        self._parts: dict[str, Part] = {}
+        self.ended = 0  # jobs that the coordinator has closed
+
+    def serve(self, stopped: Callable[[], bool], look_s: float = 0.5) -> None:
+        """Do what the coordinator says until `stopped()`; it is asked between events, and `look_s` after the last one."""
+        while not stopped():
+            for event in self._link.events(look_s):
+                self.take(event)
+                if stopped():
+                    break
+
+    def take(self, event: SiteEvent) -> None:
+        """One thing that the coordinator says."""
+        if isinstance(event, Invited):
+            self._join(event)
+        elif isinstance(event, Offered):
+            self._answer(event.job, event.assignment)
+        elif isinstance(event, Acknowledged):
+            self._memories(event.job).commit(event.place.client, event.place.round, event.place.work)
+        elif isinstance(event, Refused):
+            self._memories(event.job).discard(event.place.client, event.place.round, event.place.work)
+        elif isinstance(event, Cancelled) and event.job in self._parts:
+            for client in self._parts[event.job].clients:
+                self._memories(event.job).discard(client, event.round, event.work)
+        elif isinstance(event, Closed):
+            self.ended += 1
+            self._parts.pop(event.job, None)
+            self._say(f"{event.job}: the job has ended")
+
+    def _join(self, invited: Invited) -> None:
+        """Build the site's part of the job, or say why it can't be."""
+        known = self._parts.get(invited.job)
+        if known is None or known.invited != invited:
+            try:
+                self._parts[invited.job] = Part(invited, self._memories(invited.job), self._data, self._told)
+            except AtollError as error:
+                told = str(error).replace("\n", "; ")
+                self._say(f"{invited.job}: not taking part: {told}")
+                self._link.consent(invited.job, False, told)
+                return
+            self._say(f"{invited.job}: taking part with {len(invited.clients)} clients: {', '.join(invited.clients)}")
+        self._link.consent(invited.job, True)
+
+    def _answer(self, job: str, assignment: Assignment) -> None:
+        answer = self._parts[job].answer(assignment)
+        self._link.answer(job, answer)
+        told = f"failed: {answer.reason}" if isinstance(answer, Failure) else "answered"
+        self._say(f"{job}: round {assignment.round + 1}, {assignment.client}, {assignment.work}: {told}")
+
+    def _told(self, job: str, assignment: Assignment, step: int) -> None:
+        self._link.say(job, Place(assignment.round, assignment.client, assignment.work), step)
+
+    def _memories(self, job: str) -> FileMemories:
+        if not _JOB.fullmatch(job):
+            raise ConfigError(f"the job {job!r} has a name that is no file's: letters, digits, - and _, 100 at the most")
+        return FileMemories(self._folder / "memory" / job)
+
+
+class Part:
+    """One job at this site: its clients' data, its work, its memory."""
+
+    def __init__(
+        self,
+        invited: Invited,
+        memories: FileMemories,
+        own: Document | None,
+        told: Callable[[str, Assignment, int], None] = lambda *_: None,
+    ) -> None:
+        self.invited, self.clients = invited, invited.clients
+        job, population = job_of(invited.brief)
+        dataset = data_of(job) if own is None else _own(own, job, invited.clients, population)
+        if absent := [client for client in invited.clients if not dataset.clients.get(client)]:
+            raise ConfigError(f"the data here ({dataset.name}) has no client {absent[0]!r}, which this site is to speak for")
+        federation = build(job, dataset)
+        self._local = federation.local(job.rounds)
+        telling = {
+            work: _telling(local, lambda assignment, step: told(invited.job, assignment, step))
+            for work, local in self._local.items()
+        }
+        self._engine = serial(telling, {client: dataset.clients[client] for client in self.clients}, memories)
+
+    def answer(self, assignment: Assignment) -> Answer:
+        """Do the work. What can't be done, for whatever reason, is a Failure that says why."""
+        place = (assignment.round, assignment.client, assignment.work)
+        if assignment.client not in self.clients or assignment.work not in self._local:
+            return Failure(*place, "invalid", f"this site does not do {assignment.work!r} for {assignment.client!r}")
+        self._engine.submit([assignment])
+        try:
+            (answer,) = self._engine.results(math.inf)
+        except (AtollError, MemoryError) as error:  # else the coordinator would wait for a site that can't
+            return Failure(*place, "error", str(error).partition("\n")[0] or type(error).__name__)
+        return answer
+
+
+def _own(document: Document, job: Job, mine: tuple[ClientId, ...], population: tuple[ClientId, ...]) -> Dataset:
+    """The site's own data, in a population whose other members are names; a single client's is that of the single one here."""
+    found = dataset_of(document)
+    held = dict(found.clients)
+    if len(held) == len(mine) == 1:
+        held = {mine[0]: next(iter(held.values()))}
+    everybody: dict[ClientId, Mapping[str, Any]] = {client: {} for client in population}
+    return found._replace(clients=everybody | {client: held[client] for client in mine if client in held}, test=None)
+
+
+def _telling(local: Local[Any], told: Callable[[Assignment, int], None]) -> Local[Any]:
+    """The same work, its steps counted aloud."""
+    at: list[Any] = [None, 0]
+
+    def init(assignment: Assignment, memory: Any) -> Any:
+        at[:] = assignment, 0
+        return local.init(assignment, memory)
+
+    def step(carry: Any, batch: Any) -> Any:
+        at[1] += 1
+        told(at[0], at[1])
+        return local.step(carry, batch)
+
+    return local._replace(init=init, step=step)
