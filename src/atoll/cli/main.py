@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import data, jobs, names, runs
+from atoll.cli import data, jobs, names, pki, runs
 from atoll.cli.guard import Guarded
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def root(
 for command in (jobs.new, jobs.check, jobs.run, jobs.resume, runs.runs, runs.compare, runs.report, names.catalog):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(pki.app, name="pki")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Who may speak: certificates, the tokens that buy one, and what takes them back."""
