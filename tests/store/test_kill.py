@@ -107,9 +107,14 @@ def live(nursery: subprocess.Popen[str], lines: int, delay_s: float) -> list[tup
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["plain", "sealed", "checkpoints by fsspec"])
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, kills, safe, accepted = random.Random(20261122), 0, 0, 0
-    with Store(tmp_path / "runs") as store:
+    if way == "sealed":
+        pytest.importorskip("cryptography")
+        monkeypatch.setenv("ATOLL_STORE_KEY", "5a" * 32)
+    url = f"local://{tmp_path}/elsewhere" if way == "checkpoints by fsspec" else None
+    with Store(tmp_path / "runs", blobs=url) as store:
         store.create("a", {}, seed=0, rounds=ROUNDS).close()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     command = [sys.executable, "-c", NURSERY, str(tmp_path / "runs"), str(ROUNDS), str(CLIENTS)]
@@ -139,6 +144,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> 
         nursery.stdin.close()
     assert ended == 0, "the run never came to its end"
     assert kills >= 15
+    assert (tmp_path / "elsewhere").exists() == (url is not None)
     look(tmp_path / "runs")
 
 

@@ -21,15 +21,22 @@ OVER_SELECTING, ASYNCHRONOUS = Policy(in_flight=5, close_after=4), Policy(in_fli
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "policy"),
+    ("algorithm", "policy", "key"),
     [
-        (lambda local: scaffold(local, 8), OVER_SELECTING),
-        (lambda local: fedavg(local, server_opt.adam(0.01)), OVER_SELECTING),
-        (fedavg, ASYNCHRONOUS),
+        (lambda local: scaffold(local, 8), OVER_SELECTING, ""),
+        (lambda local: fedavg(local, server_opt.adam(0.01)), OVER_SELECTING, ""),
+        (fedavg, ASYNCHRONOUS, ""),
+        (lambda local: scaffold(local, 8), OVER_SELECTING, "5a" * 32),
     ],
-    ids=["scaffold", "fedadam", "asynchronous"],
+    ids=["scaffold", "fedadam", "asynchronous", "scaffold sealed"],
 )
-def test_stopped_at_random_events(tmp_path: Path, algorithm: Callable[[Any], Any], policy: Policy) -> None:
+def test_stopped_at_random_events(
+    tmp_path: Path, algorithm: Callable[[Any], Any], policy: Policy, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if key:
+        pytest.importorskip("cryptography")
+        monkeypatch.setenv("ATOLL_STORE_KEY", key)
+
     def federation() -> Federation:
         with seeded(1):
             task = classification(mlp(64, [16], 10))

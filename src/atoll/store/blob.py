@@ -9,7 +9,6 @@ file start at odd addresses, where a BLAS may round otherwise than it did before
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,9 @@ import torch
 from torch import Tensor
 
 from atoll.errors import StoreError
-from atoll.store import files
+from atoll.store.files import Corrupt as Corrupt
+from atoll.store.places import Place, Readable, place
+from atoll.store.sealed import refuse_sealed
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -31,12 +32,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CHECKSUM = "crc32"
 
 
-class Corrupt(StoreError):
-    """A file that is torn, damaged, or not one of ours."""
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False) -> int:
-    """Write the tensors to `path` by way of a temporary file beside it; return the size in bytes.
+def write(path: Path | Place, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False) -> int:
+    """Write the tensors to `path`, whole or not at all; return the size in bytes.
 
     After `durable` the file outlives a power cut, not only the process, and carries a checksum. Raises StoreError
     where the disk is full or the folder can't be written.
@@ -57,44 +54,42 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     total = 8 + len(head) + size
-    with files.replacing(path, total, durable=durable) as file:
+    with place(path).writing(total, durable=durable) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for part in parts.values():
             file.write(part)
     return total
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: Path | Place) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file. Raises Corrupt where it is torn, StoreError where it can't be read."""
     try:
-        with open(path, "rb") as file:
-            header, start = _header(file, path)
+        with place(path).reading() as (file, size_bytes):
+            header, start = _header(file, size_bytes, path)
             meta = header.pop("__metadata__", {})
             found: dict[str, Tensor] = {}
+            reached = start
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = entry["data_offsets"]
                 x = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-                if end - begin != x.numel() * x.element_size() or start + begin != file.tell():
+                if end - begin != x.numel() * x.element_size() or start + begin != reached:
                     raise Corrupt(f"{path} is damaged: the tensor {name!r} does not fit its place")
                 if end > begin:
-                    _fill(file, _memory(x))
+                    _fill(file, _memory(x), path)
+                reached = start + end
                 found[name] = x
-    except OSError as error:
-        raise error if isinstance(error, StoreError) else files.trouble(error, path) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
     _verify(path, found, meta)
     return found, meta
 
 
-def metadata(path: Path) -> dict[str, str]:
+def metadata(path: Path | Place) -> dict[str, str]:
     """The metadata of a file alone, without its tensors."""
     try:
-        with open(path, "rb") as file:
-            header, _ = _header(file, path)
+        with place(path).reading() as (file, size_bytes):
+            header, _ = _header(file, size_bytes, path)
             return dict(header.get("__metadata__", {}))
-    except OSError as error:
-        raise error if isinstance(error, StoreError) else files.trouble(error, path) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise Corrupt(f"{path} is damaged: its header makes no sense ({error})") from error
 
@@ -115,22 +110,23 @@ def _memory(x: Tensor) -> memoryview:
     return x.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _fill(file: Any, place: memoryview) -> None:
-    while len(place):
-        got = file.readinto(place)
+def _fill(file: Readable, room: memoryview, path: Path | Place) -> None:
+    while len(room):
+        got = file.readinto(room)
         if not got:
-            raise Corrupt(f"{file.name} is torn: it ends before its last tensor")
-        place = place[got:]
+            raise Corrupt(f"{path} is torn: it ends before its last tensor")
+        room = room[got:]
 
 
-def _header(file: Any, path: Path) -> tuple[dict[str, Any], int]:
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
+def _header(file: Readable, size: int, path: Path | Place) -> tuple[dict[str, Any], int]:
+    start = file.read(8)
+    refuse_sealed(start, str(path))
+    length = int.from_bytes(start, "little")
     if size < 8 or 8 + length > size:
         raise Corrupt(f"{path} is torn: it is {size} bytes long, too short for its header")
-    place = bytearray(length)
-    _fill(file, memoryview(place))
-    header = json.loads(place)
+    room = bytearray(length)
+    _fill(file, memoryview(room), path)
+    header = json.loads(room)
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if size != 8 + length + max(ends, default=0):
         raise Corrupt(f"{path} is torn: it is {size} bytes long, and should be {8 + length + max(ends, default=0)}")
@@ -144,7 +140,7 @@ def _checksum(metadata: Mapping[str, str], parts: Any) -> int:
     return total
 
 
-def _verify(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+def _verify(path: Path | Place, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
     told = meta.pop(_CHECKSUM, None)
     if told is not None and told != f"{_checksum(meta, (_bytes(name, x) for name, x in tensors.items())):08x}":
         raise Corrupt(f"{path} is damaged: its contents are not those that were written")

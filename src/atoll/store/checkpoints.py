@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from atoll.errors import StoreError
-from atoll.store import blob, files, state
+from atoll.store import blob, state
+from atoll.store.places import Blobs
 
-_SUFFIX = ".safetensors"
+FOLDER = "checkpoints"
 KEEP = 2
+_NAME = re.compile(rf"{FOLDER}/(\d+)\.safetensors")
 
 
 class Checkpoint(NamedTuple):
@@ -22,32 +24,31 @@ class Checkpoint(NamedTuple):
     passed_over: tuple[str, ...]  # what was wrong with each newer one
 
 
-def save(folder: Path, round: int, value: object, extra: Mapping[str, Any]) -> int:
+def save(blobs: Blobs, round: int, value: object, extra: Mapping[str, Any]) -> int:
     """Write the checkpoint of a round and remove all but the last two; return its size in bytes."""
-    files.make_folder(folder)
-    size = state.save(value, folder / f"{round:08d}{_SUFFIX}", extra=extra, durable=True)
-    for old in _files(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
-    files.sweep(folder)
+    size = state.save(value, blobs.at(f"{FOLDER}/{round:08d}.safetensors"), extra=extra, durable=True)
+    for _, old in sorted(_names(blobs).items())[:-KEEP]:
+        blobs.delete(old)
     return size
 
 
-def latest(folder: Path, like: object) -> Checkpoint | None:
+def latest(blobs: Blobs, like: object) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None where none was written.
 
-    Raises StoreError where all are damaged, or where it is of another federation than `like`; VersionError where
-    a newer Atoll wrote it.
+    Raises StoreError where all are damaged, where a key is missing, or where it is of another federation than `like`;
+    VersionError where a newer Atoll wrote it.
     """
     passed_over: list[str] = []
-    for file in reversed(_files(folder)):
+    for round, name in sorted(_names(blobs).items(), reverse=True):
+        place = blobs.at(name)
         try:
-            return Checkpoint(int(file.stem), state.load(like, file), state.read_extra(file), tuple(passed_over))
+            return Checkpoint(round, state.load(like, place), state.read_extra(place), tuple(passed_over))
         except blob.Corrupt as error:
             passed_over.append(str(error))
     if passed_over:
-        raise StoreError(f"no checkpoint in {folder} is whole ({'; '.join(passed_over)}); start the run anew")
+        raise StoreError(f"no checkpoint in {blobs} is whole ({'; '.join(passed_over)}); start the run anew")
     return None
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"[0-9]*{_SUFFIX}"))
+def _names(blobs: Blobs) -> dict[int, str]:
+    return {int(found[1]): name for name in blobs.names(FOLDER) if (found := _NAME.fullmatch(name))}

@@ -16,6 +16,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SERIAL = itertools.count()
 
 
+class Corrupt(StoreError):
+    """A file that is torn, damaged, or not one of ours."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, size_bytes: int, *, durable: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well, and leaves nothing behind when it does not."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from atoll.errors import StoreError
 from atoll.store import files, state
+from atoll.store.places import Lay, Place, plain
 from atoll.types import Answer, ClientId, Update
 
 _SUFFIX = ".safetensors"
@@ -23,7 +24,7 @@ class FileJournal:
 
     It keeps the open round and `keep` rounds before it, as many as a run has spare checkpoints: a run that must fall
     back to an older checkpoint replays them too, and client memory fits. With `durable` an answer outlives a power
-    cut as well as the process, at the price of a flush for each.
+    cut as well as the process, at the price of a flush for each. `lay` may seal the files (`atoll.store.sealed.Seal`).
 
     >>> import tempfile, torch
     >>> journal = FileJournal(Path(tempfile.mkdtemp()))
@@ -33,10 +34,11 @@ class FileJournal:
     ['north']
     """
 
-    def __init__(self, folder: Path | str, *, keep: int = 0, durable: bool = False) -> None:
+    def __init__(self, folder: Path | str, *, keep: int = 0, durable: bool = False, lay: Lay = plain) -> None:
         self.folder = Path(folder)
         self.keep = keep
         self.durable = durable
+        self._lay = lay
         self._open: Path | None = None
         self._next = 0
         self._files: dict[tuple[int, str, str], Path] = {}
@@ -59,7 +61,7 @@ class FileJournal:
         if self._open is None:
             raise StoreError(f"the journal in {self.folder} has no open round; call begin(round) before accept")
         file = self._open / f"{self._next:08d}{_SUFFIX}"
-        state.save(answer, file, durable=self.durable, extra={"place": _key(answer)})
+        state.save(answer, self._at(file), durable=self.durable, extra={"place": _key(answer)})
         self._next += 1
         self._files[_key(answer)] = file
 
@@ -68,18 +70,18 @@ class FileJournal:
         file = self._files.get(_key(update))
         if file is None:
             raise StoreError(f"the update of {update.client!r} for round {update.round} is not in the journal; accept it first")
-        return lambda: state.load(None, file)
+        return lambda: state.load(None, self._at(file))
 
     def places(self, round: int) -> Iterator[tuple[int, ClientId, str]]:
         """(round, client, work) of what `accepted` gives, in that order, from the files' heads alone."""
         for file in self._kept(round):
-            at, client, work = state.read_extra(file)["place"]
+            at, client, work = state.read_extra(self._at(file))["place"]
             yield at, client, work
 
     def accepted(self, round: int) -> Iterator[Answer]:
         """The answers accepted while `round` was open, in the order in which they were accepted."""
         for file in self._kept(round):
-            answer: Answer = state.load(None, file)
+            answer: Answer = state.load(None, self._at(file))
             self._files[_key(answer)] = file
             yield answer
 
@@ -92,6 +94,9 @@ class FileJournal:
 
     def _place(self, round: int) -> Path:
         return self.folder / f"{round:08d}"
+
+    def _at(self, file: Path) -> Path | Place:
+        return self._lay(file, f"{file.parent.name}/{file.name}")
 
 
 class Ephemeral:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from atoll.errors import StoreError
 from atoll.store import files, state
+from atoll.store.blob import Corrupt
+from atoll.store.places import Lay, Place, plain
 from atoll.types import Answer, ClientId, Tree, Update
 
 _COMMITTED, _PENDING = "committed", ".pending"
@@ -23,6 +25,8 @@ _COMMITTED, _PENDING = "committed", ".pending"
 
 class FileMemories:
     """Client memory in a folder: at most one committed file a client, and none for a client without memory.
+
+    `lay` may seal the files (`atoll.store.sealed.Seal`): a file is sealed for its client, whether or not it is committed.
 
     >>> import tempfile, torch
     >>> memories = FileMemories(tempfile.mkdtemp())
@@ -34,15 +38,16 @@ class FileMemories:
     {'c': tensor([1.])}
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, lay: Lay = plain) -> None:
         self.folder = Path(folder)
+        self._lay = lay
 
     def get(self, client: ClientId) -> Tree:
         """The committed memory; {} where there is none. The caller may change it: it is a copy of its own."""
         file = self._place(client) / _COMMITTED
         if not file.exists():
             return {}
-        tree: Tree = state.load(None, file)
+        tree: Tree = state.load(None, self._at(file))
         return tree
 
     def propose(self, client: ClientId, round: int, work: str, memory: Tree) -> None:
@@ -51,7 +56,7 @@ class FileMemories:
         if not memory and not pending.parent.exists():
             return  # most algorithms remember nothing, and should cost nothing
         files.make_folder(pending.parent)
-        state.save(memory, pending, extra={"client": client, "round": round, "work": work, "empty": not memory})
+        state.save(memory, self._at(pending), extra={"client": client, "round": round, "work": work, "empty": not memory})
 
     def commit(self, client: ClientId, round: int, work: str) -> None:
         """What was proposed with that update is the client's memory from now on; without a proposal nothing changes."""
@@ -60,7 +65,10 @@ class FileMemories:
             return
         committed = pending.parent / _COMMITTED
         try:
-            if state.read_extra(pending)["empty"]:
+            told = state.read_extra(self._at(pending))
+            if (told["client"], told["round"], told["work"]) != (client, round, work):
+                raise Corrupt(f"{pending} is what {told['client']!r} proposed with another update; start the run anew")
+            if told["empty"]:
                 committed.unlink(missing_ok=True)  # this one first: killed in between, the commit is done again
                 pending.unlink()
             else:
@@ -87,6 +95,9 @@ class FileMemories:
 
     def _place(self, client: str) -> Path:
         return self.folder / _spell(client)
+
+    def _at(self, file: Path) -> Path | Place:
+        return self._lay(file, file.parent.name)
 
     def _pending(self, client: str, round: int, work: str) -> Path:
         return self._place(client) / f"{round}.{_spell(work)}{_PENDING}"

@@ -16,7 +16,10 @@ from atoll.errors import AtollError, ConfigError, StoreError
 from atoll.store import checkpoints, lock, tables
 from atoll.store.database import Database
 from atoll.store.journal import FileJournal
+from atoll.store.keys import Keys
 from atoll.store.memories import FileMemories
+from atoll.store.places import Blobs, Folder, Lay, plain
+from atoll.store.sealed import Seal, SealedBlobs
 from atoll.store.sinks import DatabaseSink, clean
 from atoll.types import Event
 
@@ -26,11 +29,16 @@ _ENDS = ("finished", "failed", "interrupted")
 class Run:
     """One run, open for work in this process alone. `with run:` marks it running, and records how the block ended."""
 
-    def __init__(self, id: str, folder: Path, database: Database, held: lock.Lock) -> None:
+    def __init__(
+        self, id: str, folder: Path, database: Database, held: lock.Lock, blobs: Blobs | None = None, keys: Keys | None = None
+    ) -> None:
+        """`blobs`: where checkpoints and the model are kept, else in the folder. With `keys` all that is kept is sealed."""
         self.id = id
         self.folder = folder
-        self.journal = FileJournal(folder / "journal", keep=checkpoints.KEEP - 1)
-        self.memories = FileMemories(folder / "memory")
+        kept = blobs or Folder(folder)
+        self.blobs: Blobs = SealedBlobs(kept, keys, id) if keys else kept
+        self.journal = FileJournal(folder / "journal", keep=checkpoints.KEEP - 1, lay=_lay(keys, f"{id}/journal"))
+        self.memories = FileMemories(folder / "memory", lay=_lay(keys, f"{id}/memory"))
         self.sink = DatabaseSink(database, id)
         self._database = database
         self._lock = held
@@ -50,7 +58,7 @@ class Run:
         """
         self.sink.flush()
         extra = {"place": self.sink.place, "elapsed_s": self.sink.elapsed_s}
-        size = checkpoints.save(self.folder / "checkpoints", round, state, extra)
+        size = checkpoints.save(self.blobs, round, state, extra)
         self._update(rounds_done=round)
         return size
 
@@ -61,7 +69,7 @@ class Run:
         is committed, other proposals are dropped. A damaged checkpoint is passed over with a warning in the record.
         Raises StoreError where all are damaged or `like` has another structure.
         """
-        found = checkpoints.latest(self.folder / "checkpoints", like)
+        found = checkpoints.latest(self.blobs, like)
         done, extra = (found.round, found.extra) if found else (0, {})
         self.sink.rewind(done, int(extra.get("place", 0)), float(extra.get("elapsed_s", 0.0)))
         self._update(rounds_done=done)
@@ -131,6 +139,12 @@ class Run:
     def _update(self, **values: Any) -> None:
         with self._database.write() as connection:
             connection.execute(tables.runs.update().where(tables.runs.c.id == self.id).values(**values))
+
+
+def _lay(keys: Keys | None, scope: str) -> Lay:
+    if keys:
+        return Seal(keys, scope)
+    return plain
 
 
 def _now() -> str:

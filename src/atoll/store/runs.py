@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import Row, select
 
 from atoll.errors import ConfigError, StoreError, UnknownName, unknown
-from atoll.store import files, lock, machine, tables
+from atoll.store import files, lock, machine, places, tables
 from atoll.store.database import Database
+from atoll.store.keys import Keys
 from atoll.store.record import Incident, Note, Point, Record, Summary
 from atoll.store.sinks import clean
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from atoll.store.run import Run
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: in order, and none that is read for another
+_BLOBS = "blobs"  # the file in a run's folder that says where its blobs are
 
 
 class Store:
@@ -39,11 +41,19 @@ class Store:
     [('digits', 'finished')]
     """
 
-    def __init__(self, where: str | Path = "runs", database: str | None = None) -> None:
+    def __init__(
+        self, where: str | Path = "runs", database: str | None = None, *, blobs: str | None = None, keys: Keys | None = None
+    ) -> None:
         """Open the folder, making it where it is absent. `database` is a URL; without one it is <folder>/atoll.db.
 
-        Raises StoreError where either can't be used, VersionError where a newer Atoll made the database.
+        `blobs`: where new runs keep checkpoints and models, a folder or any URL of fsspec; without it, each in its
+        folder here. `keys` seal what runs keep; without them, those of ATOLL_STORE_KEY or ATOLL_STORE_KEY_FILE, if set.
+
+        Raises StoreError where either can't be used, VersionError where a newer Atoll made the database, ConfigError
+        for a key that is none.
         """
+        self.blobs = str(places.opened(blobs)) if blobs else None
+        self.keys = keys or Keys.from_environment()
         self.folder = files.make_folder(Path(where).absolute())
         self.database = Database(database or self.folder / "atoll.db")
 
@@ -76,12 +86,16 @@ class Store:
             "folder": str(folder),
         }
         try:
+            if self.blobs:
+                with files.replacing(folder / _BLOBS, 0) as file:
+                    file.write(self.blobs.encode())
+            run = self._run(folder.name, folder, held)
             with self.database.write() as connection:
                 connection.execute(tables.runs.insert(), row)
         except BaseException:
             held.release()
             raise
-        return _run(folder.name, folder, self.database, held)
+        return run
 
     def open(self, which: str) -> Run:
         """The run with that id, with an id that begins so, or, for "last", the one made last; locked by this process.
@@ -92,7 +106,12 @@ class Store:
         folder = self._place(row)
         if not folder.is_dir():
             raise StoreError(f"the folder {folder} of the run {row.id} is not here; open it on the machine that has it")
-        return _run(row.id, folder, self.database, lock.Lock(folder / "lock", f"the run {row.id}"))
+        held = lock.Lock(folder / "lock", f"the run {row.id}")
+        try:
+            return self._run(row.id, folder, held)
+        except BaseException:
+            held.release()
+            raise
 
     def record(self, which: str) -> Record:
         """All that is known of a run, named as for `open`; it may be running."""
@@ -175,6 +194,13 @@ class Store:
         near = difflib.get_close_matches(which, ids, n=3, cutoff=0.5)
         raise unknown("run", which, {*near, *ids[:10]})
 
+    def _run(self, id: str, folder: Path, held: lock.Lock) -> Run:
+        from atoll.store.run import Run  # torch, which a list of runs does not need
+
+        told = folder / _BLOBS  # a run's blobs stay where it was made with
+        kept = places.opened(f"{told.read_text()}/{id}") if told.exists() else None
+        return Run(id, folder, self.database, held, kept, self.keys)
+
     def _place(self, row: Row[Any]) -> Path:
         here = self.folder / str(row.id)  # the folder of runs may have been moved, its database with it
         return here if here.is_dir() else Path(row.folder)
@@ -184,12 +210,6 @@ class Store:
         file = self._place(row) / "lock"
         gone = row.status == "running" and file.exists() and not lock.taken(file)
         return "interrupted" if gone else str(row.status)
-
-
-def _run(id: str, folder: Path, database: Database, held: lock.Lock) -> Run:
-    from atoll.store.run import Run  # torch, which a list of runs does not need
-
-    return Run(id, folder, database, held)
 
 
 def _iso(moment: datetime) -> str:

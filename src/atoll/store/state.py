@@ -22,6 +22,7 @@ from torch import Tensor
 
 from atoll.errors import StoreError, VersionError
 from atoll.store import blob
+from atoll.store.places import Place
 from atoll.tree import Flat, Layout, pack
 from atoll.types import Tree
 
@@ -29,7 +30,7 @@ _FORMAT = 1
 _KEY = "atoll"
 
 
-def save(state: object, path: Path, *, extra: Mapping[str, Any] | None = None, durable: bool = False) -> int:
+def save(state: object, path: Path | Place, *, extra: Mapping[str, Any] | None = None, durable: bool = False) -> int:
     """Write a state to `path`, whole or not at all; return the bytes written.
 
     `extra` (JSON) is read back by `read_extra` without the tensors. `durable`: it outlives a power cut, and damage is
@@ -47,7 +48,7 @@ def save(state: object, path: Path, *, extra: Mapping[str, Any] | None = None, d
     return blob.write(path, writer.tensors, {_KEY: text}, durable=durable)
 
 
-def load(like: object, path: Path) -> Any:
+def load(like: object, path: Path | Place) -> Any:
     """Read a state. `like` has the structure that is wanted; None accepts what is there.
 
     A None or an empty container in `like` says nothing of what may have grown in its place. Raises StoreError with
@@ -71,12 +72,12 @@ def copy(tree: Tree) -> Tree:
     return pack(tree) if isinstance(tree, Flat) else {name: x.detach().clone() for name, x in tree.items()}
 
 
-def read_extra(path: Path) -> dict[str, Any]:
+def read_extra(path: Path | Place) -> dict[str, Any]:
     """What `save` was given as `extra`."""
     return dict(_described(blob.metadata(path), path)["extra"])
 
 
-def _described(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def _described(metadata: Mapping[str, str], path: Path | Place) -> dict[str, Any]:
     try:
         described: dict[str, Any] = json.loads(metadata[_KEY])
         version = int(described["format"])
