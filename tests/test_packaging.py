@@ -26,6 +26,9 @@ EXTRAS = {
 }
 
 
+WHOLE = {"identity": "net"}  # packages that are of one extra altogether, which nothing else imports at its top
+
+
 def pins() -> dict[str, str]:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     for line in lines:
@@ -102,8 +105,21 @@ def test_imports_are_required(path: Path) -> None:
     optional = {package for extra in EXTRAS.values() for package in extra}
     undeclared = imported(ast.walk(tree)) - BASE.keys() - optional
     assert not undeclared, f"{path.name} imports {undeclared}, which pyproject.toml does not require"
-    eager = imported(top_level(tree)) - BASE.keys()
+    home = path.relative_to(SRC).parts[0]
+    eager = imported(top_level(tree)) - BASE.keys() - EXTRAS.get(WHOLE.get(home, ""), {}).keys()
     assert not eager, f"{path.name} imports the optional {eager} at its top; import in the function that needs it"
+
+
+@pytest.mark.parametrize("package", WHOLE)
+def test_a_package_of_an_extra_is_imported_where_it_is_needed(package: str) -> None:
+    for path in sorted(SRC.rglob("*.py")):
+        if path.relative_to(SRC).parts[0] != package:
+            text = "\n".join(
+                ast.unparse(node)
+                for node in top_level(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            )
+            assert f"atoll.{package}" not in text, f"{path.name} imports atoll.{package} at its top"
 
 
 def missing_extras() -> Iterator[tuple[str, str, str]]:

@@ -44,6 +44,7 @@ def init(
 
     Example: `atoll pki init pki --name trial.example --host coordinator.trial.example --host 192.0.2.7`
     """
+    _needed()
     from atoll.identity.authority import create
 
     made = create(folder, name, host or [])
@@ -64,9 +65,9 @@ def token(
 
     Example: `atoll pki token hospital-a --expires 7d`
     """
+    authority, life = _authority(pki), duration(expires)
     from atoll.identity.tokens import invite
 
-    authority, life = _authority(pki), duration(expires)
     text = invite(authority, site, role=role, life=life)
     until = datetime.now(UTC) + life
     typer.echo(f"{site} ({role}) gets its certificate with this, once, until {until:%Y-%m-%d %H:%M} UTC:")
@@ -109,9 +110,10 @@ def revoke(
 
     Examples: `atoll pki revoke hospital-a`, `atoll pki revoke 5f0c...`
     """
+    authority = _authority(pki)
     from atoll.identity.revocation import revoke as take_back
 
-    gone = take_back(_authority(pki), which)
+    gone = take_back(authority, which)
     for each in gone:
         typer.echo(f"revoked: {each.name} ({each.role}), serial {each.serial}")
     if not gone:
@@ -124,9 +126,10 @@ def renew(host: Hosts = None, pki: Place = None) -> None:
 
     The old one stays good until it expires. Sites renew theirs by themselves. Example: `atoll pki renew --host 192.0.2.8`
     """
+    authority = _authority(pki)
     from atoll.identity.authority import renew_coordinator
 
-    made = renew_coordinator(_authority(pki), host or [])
+    made = renew_coordinator(authority, host or [])
     typer.echo(
         f"the coordinator's certificate is good until {made.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; a coordinator that runs"
     )
@@ -148,9 +151,19 @@ def duration(text: str) -> timedelta:
 
 
 def _authority(place: Path | None) -> Authority:
+    _needed()
     from atoll.identity.authority import load
 
     return load(place or Path(os.environ.get(FOLDER) or "pki"))
+
+
+def _needed() -> None:
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        from atoll.errors import missing_extra
+
+        raise missing_extra("cryptography", "net", "certificates") from None
 
 
 def _state(issued: Issued, now: datetime) -> str:
