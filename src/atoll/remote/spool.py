@@ -7,7 +7,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -83,16 +83,26 @@ class Spool:
             part = self._parts.get(blob.digest)
             if part is None:
                 part = self._parts[blob.digest] = Part(self.path(blob), blob)
-                del_room = blob.size_bytes - part.offset
-                if shutil.disk_usage(self.folder).free - del_room < self._limits.free_bytes:
+                missing_bytes = blob.size_bytes - part.offset
+                if missing_bytes and shutil.disk_usage(self.folder).free - missing_bytes < self._limits.free_bytes:
                     self._parts.pop(blob.digest).close()
                     raise StoreError(
-                        f"the disk that holds {self.folder} has no room for {del_room} bytes beside the "
+                        f"the disk that holds {self.folder} has no room for {missing_bytes} bytes beside the "
                         f"{self._limits.free_bytes} that stay free; make room there"
                     )
             if part.blob != blob:
                 raise RemoteError(f"{blob.digest} is of {part.blob.size_bytes} bytes, and {blob.size_bytes} were announced")
             return part
+
+    def add(self, blob: Blob, at: int, data: bytes, crc32: int) -> int:
+        """Put `data` at the end of a blob's part, which must be `at`; return the new end. Raises as `Part.add` and `part` do."""
+        part = self.part(blob)
+        try:
+            return part.add(at, data, crc32)
+        except StoreError:
+            with self._guard:
+                self._parts.pop(blob.digest, None)  # its file is closed; the next try opens it anew
+            raise
 
     def finish(self, part: Part) -> None:
         """Check a part that is complete: it becomes a blob, or is dropped. Raises Damaged."""
@@ -108,6 +118,13 @@ class Spool:
             part.close()
         for path in (self.path(blob), _part(self.path(blob))):
             path.unlink(missing_ok=True)
+
+    def keep(self, wanted: Collection[Blob]) -> None:
+        """Drop all others."""
+        digests = {blob.digest for blob in wanted}
+        for path in self.folder.iterdir():
+            if path.stem not in digests and not path.name.startswith("."):
+                self.drop(Blob(path.stem, 0))
 
     def close(self) -> None:
         """Close the files; what they hold stays."""

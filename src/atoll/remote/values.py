@@ -40,6 +40,7 @@ class Limits(NamedTuple):
     blob_bytes: int = 1 << 36  # of one tree or update
     free_bytes: int = 1 << 28  # that a transfer must leave on the disk
     stall_s: float = 60.0  # in which a transfer must move on, or the call ends and is made again
+    retry_s: float = 0.2  # before a site calls again, doubled each time up to 15 s
     ping_s: float = 10.0  # between signs of life on an idle session; three without an answer end it
 
 

@@ -1,0 +1,192 @@
+"""One job at the coordinator: who was asked what, how far they are, which answers are here. Plain state, under the hub's lock."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atoll.errors import RemoteError
+from atoll.remote import protocol_pb2 as pb
+from atoll.remote.values import Blob, Consent, Doing, Place, Progress, key_of
+from atoll.store import files
+from atoll.types import ClientId
+
+
+class Unknown(RemoteError):
+    """A job or a piece of work that this site has no part in; it is not told whether others have."""
+
+
+@dataclass
+class Task:
+    """One assignment until its answer is settled."""
+
+    place: Place
+    site: str
+    seed: int
+    tree: Blob
+    doing: Doing = "waiting"
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    since_s: float = field(default_factory=time.monotonic)
+    moved_s: float = field(default_factory=time.monotonic)
+    answer: Blob | None = None  # whole, and here
+    coming: Blob | None = None  # being pushed
+    here: bool = False
+    damaged: int = 0  # times that a whole answer was not what was announced
+    broken: str = ""  # why there is an end, and no answer
+
+    @property
+    def key(self) -> str:
+        """What is asked for."""
+        return key_of(self.tree, self.seed)
+
+    def at(self, doing: Doing, done: int, total: int, text: str = "") -> None:
+        """Something of it moved."""
+        now = time.monotonic()
+        if doing != self.doing:
+            self.since_s = now
+        if (doing, done) != (self.doing, self.done):
+            self.moved_s = now
+        self.doing, self.done, self.total, self.text = doing, done, total, text or self.text
+
+    def land(self, answer: Blob | None) -> None:
+        """It is answered; None: in a way that can't be used."""
+        self.answer, self.coming, self.here = answer, None, True
+        self.at("answered", 0, 0)
+
+    def offer(self, job: str) -> pb.CoordinatorMessage:
+        """As it goes to the site."""
+        tree = pb.Blob(digest=self.tree.digest, size_bytes=self.tree.size_bytes)
+        return pb.CoordinatorMessage(offer=pb.Offer(place=place_to(job, self.place), seed=self.seed, tree=tree))
+
+
+class Desk:
+    """The state of one job. What is settled and not yet confirmed by its site is kept in a file, for a restart."""
+
+    def __init__(self, job: str, folder: Path) -> None:
+        self.job, self.sites, self.brief = job, dict[ClientId, str](), b""
+        self.consents: dict[str, Consent] = {}
+        self.tasks: dict[Place, Task] = {}
+        self.landed: deque[Place] = deque()  # here, and not yet given to the engine
+        self.accepted: set[Place] = set()  # before a restart: the journal has them
+        self._settled_file = files.make_folder(folder) / "settled.jsonl"
+        self.settled: dict[tuple[Place, str], tuple[str, bool]] = {}  # (place, digest) -> (site, accepted), unconfirmed
+        self._read()
+
+    def members(self) -> frozenset[str]:
+        """The sites of the job."""
+        return frozenset(self.sites.values())
+
+    def settle(self, place: Place, digest: str, site: str, accepted: bool) -> pb.CoordinatorMessage:
+        """Remember what became of an answer, on disk, until its site has confirmed that it knows; what to say to it."""
+        self.settled[place, digest] = (site, accepted)
+        self._note([*place, digest, site, accepted])
+        return self.settlement(place, digest, accepted)
+
+    def settlement(self, place: Place, digest: str, accepted: bool) -> pb.CoordinatorMessage:
+        """As it goes to the site."""
+        parcel = pb.Parcel(place=place_to(self.job, place), blob=pb.Blob(digest=digest))
+        return pb.CoordinatorMessage(settled=pb.Settled(parcel=parcel, accepted=accepted))
+
+    def confirm(self, place: Place, digest: str, site: str) -> None:
+        """The site knows."""
+        if self.settled.get((place, digest), ("", False))[0] == site:
+            del self.settled[place, digest]
+            self._note([*place, digest, site, None])
+
+    def invitation(self, site: str) -> pb.CoordinatorMessage:
+        """As it goes to the site."""
+        clients = [client for client, its in self.sites.items() if its == site]
+        return pb.CoordinatorMessage(invitation=pb.Invitation(job=self.job, clients=clients, brief=self.brief))
+
+    def greeting(self, site: str) -> Iterator[pb.CoordinatorMessage]:
+        """What a site that has just come is told before any offer."""
+        for (place, digest), (its, accepted) in self.settled.items():
+            if its == site:
+                yield self.settlement(place, digest, accepted)
+        if site in self.members():
+            yield self.invitation(site)
+
+    def recall(self, parcel: pb.Parcel, site: str) -> None:
+        """A site still keeps this answer: if the journal had it before a restart, the site is to be told."""
+        place, digest = place_from(parcel.place), parcel.blob.digest
+        if place in self.accepted and (place, digest) not in self.settled and self.sites.get(place.client) == site:
+            self.settle(place, digest, site, True)
+
+    def takes_part(self, site: str) -> bool:
+        """It has said so, in its present session."""
+        return site in self.consents and self.consents[site].accepted
+
+    def moved(self, site: str, progress: pb.Progress) -> None:
+        """A site says how far it is."""
+        task = self.tasks.get(place_from(progress.place))
+        if task is not None and task.site == site and not task.here and progress.doing in ("waiting", "training"):
+            doing: Doing = "training" if progress.doing == "training" else "waiting"
+            task.at(doing, progress.done, progress.total, progress.text[:1024])
+
+    def offers(self, site: str) -> Iterator[pb.CoordinatorMessage]:
+        """What this site is still to answer, if it takes part."""
+        if self.takes_part(site):
+            for task in self.tasks.values():
+                if task.site == site and not task.here:
+                    yield task.offer(self.job)
+
+    def progress(self, online: Collection[str], gone: Mapping[str, float]) -> dict[ClientId, Progress]:
+        """By client. `online`: sites; `gone`: sites, and when they went."""
+        now, found = time.monotonic(), dict[ClientId, Progress]()
+        tasks = {task.place.client: task for task in self.tasks.values()}
+        for client, site in self.sites.items():
+            task, consent = tasks.get(client), self.consents.get(site)
+            place, text = (task.place, task.text) if task else (None, "")
+            if site not in online:
+                since = now - gone[site] if site in gone else 0.0
+                why = "its site is offline" if site in gone else "its site has not called since the coordinator started"
+                found[client] = Progress("offline", 0, 0, since, since, place, why)
+            elif consent is None or not consent.accepted:
+                why = f"its site refuses the job: {consent.reason}" if consent else "its site has not answered the invitation"
+                found[client] = Progress("idle", 0, 0, 0.0, 0.0, place, why)
+            elif task is None:
+                found[client] = Progress("idle")
+            else:
+                since, silent = now - task.since_s, now - task.moved_s
+                found[client] = Progress(task.doing, task.done, task.total, since, silent, place, text)
+        return found
+
+    def _read(self) -> None:
+        if not self._settled_file.exists():
+            return
+        for line in self._settled_file.read_text().splitlines():
+            try:
+                round, client, work, digest, site, accepted = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed process; its site asks again
+            key = Place(round, ClientId(client), work), digest
+            if accepted is None:
+                self.settled.pop(key, None)
+            else:
+                self.settled[key] = site, accepted
+        lines = [json.dumps([*place, digest, *told]) + "\n" for (place, digest), told in self.settled.items()]
+        with files.replacing(self._settled_file, 0) as file:
+            file.write("".join(lines).encode())
+
+    def _note(self, row: list[object]) -> None:
+        try:
+            with open(self._settled_file, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise files.trouble(error, self._settled_file) from error
+
+
+def place_to(job: str, place: Place) -> pb.Place:
+    """For the network."""
+    return pb.Place(job=job, round=place.round, client=place.client, work=place.work)
+
+
+def place_from(place: pb.Place) -> Place:
+    """From the network."""
+    return Place(place.round, ClientId(place.client), place.work)
