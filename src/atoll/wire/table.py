@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import zstandard
 
 from atoll import tree
 from atoll.errors import FrameError
@@ -102,6 +101,8 @@ class Table:
             raise FrameError(f"a table of {len(plain)} bytes can't be sent: {MOST_TABLE_BYTES} is the limit; use shorter names")
         small = plain
         if len(plain) >= _WORTH_PACKING_BYTES:
+            import zstandard  # here, as a first round of a small model need not wait for it
+
             small = zstandard.ZstdCompressor(level=9, write_checksum=False).compress(plain)
         return bytes([_ZSTD]) + small if len(small) < len(plain) else bytes([_PLAIN]) + plain
 
@@ -189,6 +190,8 @@ def _read_entry(octets: Octets) -> Entry:
 
 
 def _plain(packed: bytes) -> bytes:
+    import zstandard
+
     try:
         size = zstandard.frame_content_size(packed)
         if not 0 <= size <= MOST_TABLE_BYTES:
