@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when it is imported: a line lost is told by us, once, and not by gRPC
 
 import grpc
 import grpc.aio

@@ -228,7 +228,7 @@ def spelled(name: str) -> str:
     """A folder's name that no other name has: what is readable of it, and a digest of all of it.
 
     >>> spelled("../etc")
-    'etc-f0cf039b3a5bd7c1'
+    'etc-f7f9121fdb53d8de'
     """
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{re.sub('[^A-Za-z0-9_-]+', '', name)[:40]}-{digest}"
