@@ -31,6 +31,17 @@ Place = Annotated[
 ]
 
 
+Blobs = Annotated[
+    str | None,
+    typer.Option(
+        "--blobs",
+        metavar="FOLDER|URL",
+        help="Where checkpoints and the model are kept, such as s3://bucket/runs. Else $ATOLL_BLOBS, else the run's folder.",
+        show_default=False,
+    ),
+]
+
+
 def new(
     name: Annotated[str, typer.Argument(help="What to call the job; NAME.toml is written.", show_default=False)],
     template: Annotated[str, typer.Option("--template", "-t", help="What to begin with: an example by name.")] = "fashion",
@@ -74,7 +85,7 @@ def check(job: JobFile, set_: Sets = None) -> None:
     typer.echo(f"{document.file}: nothing wrong; run it with: atoll run {job}")
 
 
-def run(job: JobFile, set_: Sets = None, store: Place = None) -> None:
+def run(job: JobFile, set_: Sets = None, store: Place = None, blobs: Blobs = None) -> None:
     """Run a job, showing its progress; Ctrl-C stops after a checkpoint, and `atoll resume` goes on from there.
 
     Examples: `atoll run job.toml`, `atoll run job.toml --set rounds=20 --set local.lr=0.05 --store /data/runs`
@@ -83,7 +94,7 @@ def run(job: JobFile, set_: Sets = None, store: Place = None) -> None:
     from atoll.job.check import check as checked
 
     document = _load(job, set_)
-    run_live(checked(document), document, store)
+    run_live(checked(document), document, store, blobs)
 
 
 def resume(

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from atoll.types import Event, Tree
 
 
-def run_live(job: Job, document: Document, place: str | None) -> None:
+def run_live(job: Job, document: Document, place: str | None, blobs: str | None = None) -> None:
     """A new run of a checked job."""
     name = job.name or Path(document.file).stem
-    with store_at(place) as store:
+    with store_at(place, blobs) as store:
         config = {**document.values, "name": name, "seed": job.seed}
         _go(job, store, store.create(name, config, job.seed, job.rounds), place)
 
@@ -68,6 +68,8 @@ def _go(job: Job, store: Store, run: Run, place: str | None) -> None:
         outcome = carry_out(job, run, [progress, stop], progress.say, stop.each_round)
     record = store.record(run.id)
     _told(console, record, outcome, write_report(record))
+    if store.keys or "://" in outcome.model:
+        console.print(f"read the model with: atoll model {record.id} FOLDER", highlight=False, soft_wrap=True)
 
 
 def _rounds_done(store: Store, id: str) -> int:

@@ -21,12 +21,16 @@ Place = Annotated[
 ]
 
 
-def store_at(place: str | None) -> Store:
-    """The store at a folder, or with the database at a URL (its files are then in ./runs)."""
+def store_at(place: str | None, blobs: str | None = None) -> Store:
+    """The store at a folder, or with the database at a URL (its files are then in ./runs).
+
+    New runs keep checkpoints and models at `blobs`, else at $ATOLL_BLOBS, else in their folders.
+    """
     from atoll.store.runs import Store
 
     where = _where(place)
-    return Store("runs", where) if "://" in where else Store(where)
+    blobs = blobs or os.environ.get("ATOLL_BLOBS") or None
+    return Store("runs", where, blobs=blobs) if "://" in where else Store(where, blobs=blobs)
 
 
 def existing_store(place: str | None) -> Store:
@@ -131,6 +135,24 @@ def report(
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
+
+
+def model(
+    run: RunId,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to.", show_default=False)],
+    store: Place = None,
+) -> None:
+    """Write a run's trained model to a folder, fetched from where its blobs are and opened where it is sealed.
+
+    Examples: `atoll model last trained`, `atoll model fashion-20260101-7k2m /data/trained`
+    """
+    with existing_store(store) as at:
+        found = at.open(run)
+        try:
+            found.fetch_model(folder)
+        finally:
+            found.close()
+    typer.echo(f"model: {folder}")
 
 
 def write_report(record: Record, output: Path | None = None) -> Path:

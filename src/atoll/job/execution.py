@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atoll.errors import StoreError
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
     from atoll.store.run import Run
     from atoll.types import Tree
 
-MODEL = "model"  # the folder of the trained model, in the run's
-
 
 class Outcome(NamedTuple):
     """A finished run."""
 
     result: Result
-    model: Path
+    model: str  # where its files are: a folder, or a URL
     passages: tuple[tuple[str, str], ...]  # (before | after, the prompt and what the model wrote after it)
 
 
@@ -56,7 +53,7 @@ def carry_out(
     say("training")
     with _outside(job, run) as more:
         result = federation.run(job.rounds, store=run, sinks=[*sinks, *more], each_round=each_round)
-    model = result.save(run.folder / MODEL)
+    model = run.keep_model(result.save)
     if job.samples:
         say("continuing the passage, after training")
         passages.append(("after", _passage(job, federation, result.params)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,7 @@ from typing import Any, Self
 from sqlalchemy import func, select
 
 from atoll.errors import AtollError, ConfigError, StoreError
-from atoll.store import checkpoints, lock, tables
+from atoll.store import checkpoints, lock, models, tables
 from atoll.store.database import Database
 from atoll.store.journal import FileJournal
 from atoll.store.keys import Keys
@@ -94,6 +96,26 @@ class Run:
         mine = (tables.notes.c.run == self.id) & (tables.notes.c.title == clean(title)[:200])
         with self._database.read() as connection:
             return connection.execute(select(tables.notes.c.text).where(mine)).scalar() or ""
+
+    def keep_model(self, save: Callable[[Path], object]) -> str:
+        """Keep the files that `save` writes to a folder as the run's model; return where it is.
+
+        Where they are sealed or go to a URL, they are written to the system's folder for temporary files first.
+        """
+        if isinstance(self.blobs, Folder):
+            save(self.blobs.folder / models.FOLDER)
+        else:
+            with tempfile.TemporaryDirectory(prefix="atoll-") as made:
+                save(Path(made))
+                models.keep(Path(made), self.blobs)
+        return f"{self.blobs}/{models.FOLDER}"
+
+    def fetch_model(self, target: Path) -> None:
+        """Write the run's model to a folder, opened where it is sealed.
+
+        Raises UnknownName where the run has none yet, StoreError where it is damaged or can't be written.
+        """
+        models.fetch(self.blobs, target)
 
     def finish(self, status: str, error: str = "") -> None:
         """Record how the run ended: "finished", "failed" or "interrupted". A finished run needs its journal no more."""
