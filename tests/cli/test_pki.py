@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -55,6 +57,43 @@ def test_from_nothing_to_a_site_and_back(here: Path) -> None:
     assert f"serial {held.who.serial}" in done.output
     assert re.search(r"hospital-a +site +revoked", say("list").output)
     assert held.who.serial in authority.trust().revoked()
+
+
+def test_over_a_port(here: Path) -> None:
+    """The three commands of docs/identities.md, the one that listens in a process of its own."""
+    program = [sys.executable, "-c", "from atoll.cli.main import app; app()", "pki", "listen", "127.0.0.1:0", "--pki", "near"]
+    assert say("init", "near", "--name", "trial.example", "--host", "127.0.0.1").exit_code == 0
+    token, sha256 = shown(say("token", "hospital-a", "--pki", "near").output)
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as listening:
+        try:
+            assert listening.stdout is not None
+            address = listening.stdout.readline().removeprefix("listening on ").strip()
+            done = say("enrol", address, "hospital-a", "--ca-sha256", sha256, ATOLL_TOKEN=token)
+            assert done.exit_code == 0, done.output
+            assert "hospital-a (site): identity, good until" in done.output
+            before = Path("identity/identity.pem").read_bytes()
+            done = say("renew", address)
+            assert done.exit_code == 0, done.output
+            assert Path("identity/identity.pem").read_bytes() != before
+            done = say("enrol", address, "hospital-a", "--token", token, "--ca-sha256", sha256, "--identity", "again")
+            assert done.exit_code == 1
+            assert "was used" in done.output
+            done = say("enrol", address, "hospital-a", "--token", token, "--ca-sha256", "0" * 64, "--identity", "again")
+            assert done.exit_code == 1
+            assert "go no further" in done.output
+        finally:
+            listening.kill()
+    done = say("renew", address)
+    assert done.exit_code == 1
+    assert "gives no certificate" in done.output
+
+
+def test_without_the_package_the_extra_is_named(here: Path) -> None:
+    program = "import sys; sys.modules['cryptography'] = None; from atoll.cli.main import app; app()"
+    for words in (["list"], ["token", "x"], ["revoke", "x"], ["renew"], ["init", "new", "--name", "a", "--host", "b"]):
+        done = subprocess.run([sys.executable, "-c", program, "pki", *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert "pip install 'atoll[net]'" in done.stderr
 
 
 def test_no_private_key_and_no_old_token_is_ever_printed(here: Path) -> None:

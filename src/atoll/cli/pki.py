@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from atoll.identity.authority import Authority
+    from atoll.identity.credentials import Credentials
     from atoll.identity.ledger import Invitation, Issued
 
 FOLDER = "ATOLL_PKI"
@@ -27,6 +28,8 @@ Hosts = Annotated[
     list[str] | None,
     typer.Option("--host", metavar="NAME|ADDRESS", help="A DNS name or address of the coordinator; may be repeated."),
 ]
+
+Own = Annotated[Path, typer.Option("--identity", metavar="FOLDER", help="Where the site keeps its key and certificate.")]
 
 
 @app.callback()
@@ -51,7 +54,7 @@ def init(
     typer.echo(f"authority of {made.domain}: {made.folder}")
     typer.echo(f"its SHA-256: {made.sha256}")
     typer.echo(f"Keep {made.folder} on the coordinator's machine, and a copy of it offline: whoever reads ca.key can be anybody.")
-    typer.echo(f"Next, for each site: atoll pki token SITE --pki {folder}")
+    typer.echo(f"Next, for each site: atoll pki token SITE --pki {folder}, and atoll pki listen HOST:PORT --pki {folder}")
 
 
 @app.command()
@@ -70,12 +73,53 @@ def token(
 
     text = invite(authority, site, role=role, life=life)
     until = datetime.now(UTC) + life
-    typer.echo(f"{site} ({role}) gets its certificate with this, once, until {until:%Y-%m-%d %H:%M} UTC:")
-    typer.echo(f"\n  --token {text}\n  --ca-sha256 {authority.sha256}\n")
+    typer.echo(f"{site} ({role}) gets its certificate with this, once, until {until:%Y-%m-%d %H:%M} UTC:\n")
+    typer.echo(f"  atoll pki enrol HOST:PORT {site} --token {text} \\\n    --ca-sha256 {authority.sha256}\n")
     typer.echo(
-        f"Send both to whoever runs {site}, in a way that nobody else reads or changes: who has the token first is {site}."
+        f"HOST:PORT is where `atoll pki listen` answers. Send it to whoever runs {site}, in a way that nobody else reads or"
     )
-    typer.echo("The key is made there and stays there. The token is not kept here and can't be shown again.")
+    typer.echo(f"changes: who uses the token first is {site}. The key is made there and stays there. The token is not kept here.")
+
+
+@app.command()
+def listen(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where to listen, such as 0.0.0.0:7434.")], pki: Place = None
+) -> None:
+    """Give certificates to who has a token, and new ones to who has one, until Ctrl-C.
+
+    It is a port of its own: where `atoll serve` listens, nobody is heard without a certificate. Example:
+    `atoll pki listen 0.0.0.0:7434`
+    """
+    import time
+
+    _authority(pki)
+    from atoll.deploy.enrol import listening
+
+    port = listening(_folder(pki), address)
+    typer.echo(f"listening on {port.address}")
+    try:
+        while True:
+            time.sleep(1.0)
+    finally:
+        port.close()
+
+
+@app.command()
+def enrol(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `atoll pki listen` answers.")],
+    site: Annotated[str, typer.Argument(metavar="SITE", help="The name that the token is for.")],
+    token: Annotated[str, typer.Option(envvar="ATOLL_TOKEN", help="The token.", show_default=False)],
+    ca_sha256: Annotated[str, typer.Option("--ca-sha256", metavar="SHA256", help="Which authority: it came with the token.")],
+    identity: Own = Path("identity"),
+) -> None:
+    """Get the certificate that a token buys; the key is made here and stays here. After a crash, say it again.
+
+    Example: `atoll pki enrol coordinator.trial.example:7434 hospital-a --token ... --ca-sha256 ...`
+    """
+    _needed()
+    from atoll.deploy.enrol import enrolled
+
+    _say_whose(enrolled(address, identity, site, token, ca_sha256), identity)
 
 
 @app.command("list")
@@ -121,11 +165,25 @@ def revoke(
 
 
 @app.command()
-def renew(host: Hosts = None, pki: Place = None) -> None:
-    """Make a new key and certificate for the coordinator, of the same hosts unless others are named.
+def renew(
+    address: Annotated[
+        str | None, typer.Argument(metavar="[HOST:PORT]", help="At a site: where `atoll pki listen` answers.", show_default=False)
+    ] = None,
+    identity: Own = Path("identity"),
+    host: Hosts = None,
+    pki: Place = None,
+) -> None:
+    """Make a new key and certificate: of the site that says where to ask, else of the coordinator whose authority is here.
 
-    The old one stays good until it expires. Sites renew theirs by themselves. Example: `atoll pki renew --host 192.0.2.8`
+    The old one stays good until it expires. Examples: `atoll pki renew coordinator.trial.example:7434 --identity identity`,
+    `atoll pki renew --host 192.0.2.8`
     """
+    if address is not None:
+        _needed()
+        from atoll.deploy.enrol import renewed
+
+        _say_whose(renewed(address, identity), identity)
+        return
     authority = _authority(pki)
     from atoll.identity.authority import renew_coordinator
 
@@ -154,7 +212,15 @@ def _authority(place: Path | None) -> Authority:
     _needed()
     from atoll.identity.authority import load
 
-    return load(place or Path(os.environ.get(FOLDER) or "pki"))
+    return load(_folder(place))
+
+
+def _folder(place: Path | None) -> Path:
+    return place or Path(os.environ.get(FOLDER) or "pki")
+
+
+def _say_whose(own: Credentials, folder: Path) -> None:
+    typer.echo(f"{own.who.name} ({own.who.role}): {folder}, good until {own.who.expires:%Y-%m-%d %H:%M} UTC; renew it before")
 
 
 def _needed() -> None:

@@ -153,7 +153,7 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def read_key(content: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
+def read_key(content: bytes, path: Path | str) -> ec.EllipticCurvePrivateKey:
     """The private key in a file's content. Raises IdentityError, which never shows the content."""
     try:
         key = serialization.load_pem_private_key(content, password=None)
