@@ -69,6 +69,8 @@ class Proxy:
     def close(self) -> None:
         self._listener.close()
         for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
 
