@@ -1,5 +1,6 @@
 """The database opens at the newest revision or says why not, and loses nothing on the way; SQLite, then PostgreSQL."""
 
+import math
 import os
 import shutil
 import sqlite3
@@ -20,6 +21,7 @@ from atoll.store import tables
 from atoll.store.database import MIGRATIONS, Database, _engine, _url
 from atoll.store.runs import Store
 from atoll.testing.store import check_store
+from atoll.types import ClientId, Event
 
 NEXT = '''
 """A revision that another release might add."""
@@ -68,6 +70,22 @@ def test_the_newest_revision_is_the_one_that_is_expected() -> None:
 
 def test_the_laws_hold(where: str, tmp_path: Path) -> None:
     check_store(lambda: Store(tmp_path / "runs", where))
+
+
+def test_every_number_of_a_run_is_kept_as_it_was(where: str, tmp_path: Path) -> None:
+    odd = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan, "least": 5e-324, "most": sys.float_info.max, "w" * 300: 0.5}
+    sent = {"bytes_up": 2.0**53, "bits/α": 0.1 + 0.2}
+    with Store(tmp_path / "runs", where) as store, store.create("a", {}, seed=2**70, rounds=1) as run:
+        run.sink.emit(Event("update", 0, "train", ClientId("north" * 100), odd))
+        run.sink.emit(Event("reduced", 0, "train", metrics=sent, text="a" * 100_000))
+        run.sink.emit(Event("round", 0))
+        record = store.record(run.id)
+        assert [(p.client, p.name, p.value.hex()) for p in record.series] == [
+            *(("north" * 100, name, value.hex()) for name, value in odd.items()),
+            *((None, name, value.hex()) for name, value in sent.items()),
+        ]
+        assert record.seed == 2**70
+        assert record.incidents[0].text == "a" * 100_000
 
 
 def test_an_older_database_is_upgraded_with_its_runs(where: str, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from atoll.store.database import Database
 from atoll.store.journal import FileJournal
 from atoll.store.keys import Keys
 from atoll.store.memories import FileMemories
-from atoll.store.places import Blobs, Folder, Lay, plain
-from atoll.store.sealed import Seal, SealedBlobs
+from atoll.store.places import Blobs, Folder
+from atoll.store.sealed import SealedBlobs, lay
 from atoll.store.sinks import DatabaseSink, clean
 from atoll.types import Event
 
@@ -39,8 +39,8 @@ class Run:
         self.folder = folder
         kept = blobs or Folder(folder)
         self.blobs: Blobs = SealedBlobs(kept, keys, id) if keys else kept
-        self.journal = FileJournal(folder / "journal", keep=checkpoints.KEEP - 1, lay=_lay(keys, f"{id}/journal"))
-        self.memories = FileMemories(folder / "memory", lay=_lay(keys, f"{id}/memory"))
+        self.journal = FileJournal(folder / "journal", keep=checkpoints.KEEP - 1, lay=lay(keys, f"{id}/journal"))
+        self.memories = FileMemories(folder / "memory", lay=lay(keys, f"{id}/memory"))
         self.sink = DatabaseSink(database, id)
         self._database = database
         self._lock = held
@@ -161,12 +161,6 @@ class Run:
     def _update(self, **values: Any) -> None:
         with self._database.write() as connection:
             connection.execute(tables.runs.update().where(tables.runs.c.id == self.id).values(**values))
-
-
-def _lay(keys: Keys | None, scope: str) -> Lay:
-    if keys:
-        return Seal(keys, scope)
-    return plain
 
 
 def _now() -> str:

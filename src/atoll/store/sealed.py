@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from atoll.errors import StoreError, VersionError, missing_extra
 from atoll.store.files import Corrupt
 from atoll.store.keys import ID_BYTES, KEY, KEY_FILE, Keys, WrongKey
-from atoll.store.places import Blobs, LocalFile, Place, Readable, Writable
+from atoll.store.places import Blobs, Lay, LocalFile, Place, Readable, Writable, plain
 
 CHUNK_BYTES, TAG_BYTES, SALT_BYTES = 1 << 18, 16, 32
 _KIND = b"atoll sealed "
@@ -87,6 +87,17 @@ class Seal:
 
     def __call__(self, path: Path, name: str) -> Place:
         return Sealed(LocalFile(path), self.keys, f"{self.scope}/{name}")
+
+
+def lay(keys: Keys | None, scope: str) -> Lay:
+    """How a journal or memories lay their files: sealed where there are keys.
+
+    >>> lay(None, "run-1/journal")(Path("answer"), "answer")
+    PosixPath('answer')
+    """
+    if keys:
+        return Seal(keys, scope)
+    return plain
 
 
 class SealedBlobs(NamedTuple):
