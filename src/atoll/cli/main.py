@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import audit, data, jobs, names, pki, runs, site
+from atoll.cli import audit, data, jobs, join, names, pki, runs, serve, site
 from atoll.cli.guard import Guarded
 
 app = typer.Typer(
@@ -45,8 +45,10 @@ def root(
     """Nothing to do here: the options above act by themselves."""
 
 
-for command in (jobs.new, jobs.check, jobs.run, jobs.resume, runs.runs, runs.compare, runs.report, names.catalog):
+for command in (jobs.new, jobs.check, jobs.run, jobs.resume, runs.runs, runs.compare, runs.report, runs.model, names.catalog):
     app.command()(command)
+app.command()(serve.serve)
+app.command()(join.join)
 app.add_typer(data.app, name="data")
 app.add_typer(pki.app, name="pki")
 app.add_typer(site.app, name="site")

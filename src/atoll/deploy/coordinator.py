@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from atoll.deploy.brief import brief_of, sites_of
 from atoll.deploy.cohort import Cohort
 from atoll.engines.remote import DRAWING, Place, Remote
-from atoll.errors import ConfigError
+from atoll.errors import ConfigError, DataError
 from atoll.interfaces import Engine, Memories, Sink
-from atoll.job.build import build
+from atoll.job.build import build, dataset_of
 from atoll.job.execution import Outcome, carry_out
-from atoll.types import ClientId, Local, Tree, Update
+from atoll.job.text import Document
+from atoll.types import Batch, ClientId, Dataset, Local, Tree, Update
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from atoll.engines.serial import Clients
     from atoll.federation import Federation
     from atoll.job.schema import Job
@@ -53,11 +56,14 @@ def coordinate(
     each_round: Callable[[int, Tree], None] | None = None,
     wait: Callable[[], None] = lambda: None,
     patience_s: float = 300.0,
+    data: Document | Literal["none"] | None = None,
 ) -> Outcome:
     """Train what the job describes with the sites that come for it, going on from the run's last checkpoint.
 
     `values`: what the job file says, which the sites are told. `wait` is called while nothing happens; an exception from it,
     from `each_round` or from a sink stops the job here, and a later call goes on. `patience_s`: for sites that are not there.
+    `data`: whose held-out examples judge the model, in the place of the job's own data; "none": nothing is held out here.
+    Then [sites] says who the clients are, and no client's data is read at the coordinator.
 
     Raises:
         AtollError: as `carry_out`; ConfigError also where [sites] does not fit, or the job is one for virtual time.
@@ -66,7 +72,7 @@ def coordinate(
 
     def make(job: Job) -> Federation:
         with DRAWING:  # its first weights
-            federation = build(job)
+            federation = build(job) if data is None else _unseen(build(job, _names(job, data)), job)
         population: list[ClientId] = sorted(federation.data.clients)
         sites, safe = sites_of(job, population), list(_safe(run))
         hub.open(run.id, sites, brief_of(values, population), safe)
@@ -89,6 +95,34 @@ def _safe(run: Run) -> Iterator[Update]:
         for answer in run.journal.accepted(round):
             if isinstance(answer, Update):
                 yield answer._replace(tree={})
+
+
+def _names(job: Job, data: Document | Literal["none"]) -> Dataset:
+    """The clients of [sites] without any examples, and what is held out here."""
+    names = sorted(ClientId(client) for clients in job.sites.values() for client in clients)
+    if not names:
+        raise ConfigError("[sites] is missing: without the sites' data, the coordinator knows its clients from there alone")
+    held = dataset_of(data) if isinstance(data, Document) else Dataset("data at the sites", {}, None)
+    return held._replace(clients={name: {} for name in names})
+
+
+def _unseen(federation: Federation, job: Job) -> Federation:
+    """Every client may have examples of its own to be judged on, where the job judges so: only its site can say."""
+    if not (job.evaluation.per_client or job.personalise):
+        return federation
+    splits = {"test": Unseen()}
+    return dataclasses.replace(federation, data=federation.data._replace(clients=dict.fromkeys(federation.data.clients, splits)))
+
+
+class Unseen:
+    """Examples at a site: here, all that is known is that there may be some."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def take(self, index: Tensor) -> Batch:
+        """They never leave their site."""
+        raise DataError("a client's examples are at its site alone; a coordinator can't read them")
 
 
 def refuse(job: Job) -> None:

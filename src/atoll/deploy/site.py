@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atoll.data.text import Texts
 from atoll.deploy.brief import job_of
 from atoll.engines.serial import serial
 from atoll.errors import AtollError, ConfigError
-from atoll.job.build import build, data_of, dataset_of
+from atoll.job.build import build, data_of, dataset_of, tokenizer_of
 from atoll.remote.values import Acknowledged, Cancelled, Closed, Invited, Offered, Place, Refused, SiteEvent
 from atoll.store.memories import FileMemories
 from atoll.types import Answer, Assignment, ClientId, Dataset, Failure, Local
@@ -36,7 +37,7 @@ class Site:
     ) -> None:
         self._link, self._folder, self._data, self._say = link, folder, data, say
         self._parts: dict[str, Part] = {}
-        self.ended = 0  # jobs that the coordinator has closed
+        self.ended: set[str] = set()  # jobs that the coordinator has closed
 
     def serve(self, stopped: Callable[[], bool], look_s: float = 0.5) -> None:
         """Do what the coordinator says until `stopped()`; it is asked between events, and `look_s` after the last one."""
@@ -60,7 +61,7 @@ class Site:
             for client in self._parts[event.job].clients:
                 self._memories(event.job).discard(client, event.round, event.work)
         elif isinstance(event, Closed):
-            self.ended += 1
+            self.ended.add(event.job)
             self._parts.pop(event.job, None)
             self._say(f"{event.job}: the job has ended")
 
@@ -132,6 +133,12 @@ class Part:
 def _own(document: Document, job: Job, mine: tuple[ClientId, ...], population: tuple[ClientId, ...]) -> Dataset:
     """The site's own data, in a population whose other members are names; a single client's is that of the single one here."""
     found = dataset_of(document)
+    if any(isinstance(examples, Texts) for splits in found.clients.values() for examples in splits.values()) and not tokenizer_of(
+        job
+    ):
+        raise ConfigError(
+            f"[task] {job.task.name} counts characters over all texts, which no site has; use a pretrained model's tokens"
+        )
     held = dict(found.clients)
     if len(held) == len(mine) == 1:
         held = {mine[0]: next(iter(held.values()))}

@@ -230,7 +230,7 @@ def _tokenised(dataset: Dataset, job: Job) -> Dataset:
     from atoll.data import text
     from atoll.data.characters import characters
 
-    first = next((splits["train"] for splits in dataset.clients.values() if "train" in splits), None)
+    first = next((splits["train"] for splits in dataset.clients.values() if "train" in splits), dataset.test)
     if not isinstance(first, text.Texts):
         return dataset
     task, length = job.task.name, job.tokens.length
