@@ -89,7 +89,8 @@ def test_budgets_add_up_over_jobs_and_restarts(tmp_path: Path) -> None:
     text = 'approval = "automatic"\n[privacy]\nepsilon_in_all = 5.0'
     declared = "privacy={epsilon = 3.0, delta = 1e-6}"
     assert gate(tmp_path, text).admit(offer(declared)).status == "admitted"
-    assert gate(tmp_path, text).admit(offer(declared)).status == "admitted"  # the same job, once
+    assert gate(tmp_path, text).admit(offer(declared)).status == "admitted"  # the same run, once
+    assert gate(tmp_path, text).admit(offer(declared, run="hearts-again")).status == "refused"  # another run spends anew
     assert gate(tmp_path, text).admit(offer(declared, name="lungs")).status == "refused"
     assert gate(tmp_path, text).admit(offer("privacy={epsilon = 2.0, delta = 0.0}", name="lungs")).status == "admitted"
 
@@ -124,6 +125,19 @@ def test_bytes_are_counted_over_clients_rounds_and_restarts(tmp_path: Path) -> N
     assert isinstance(here.leave("hearts", update(1), DECLARED), Update)
     assert isinstance(here.leave("hearts", update(2), DECLARED), Failure)
     assert isinstance(here.leave("lungs", update(2), DECLARED), Update)  # another job
+
+
+def test_other_answers_to_the_same_question_are_counted_too(tmp_path: Path) -> None:
+    here = gate(tmp_path, 'approval = "automatic"\n[leaves]\njob_mib = 2.1')
+    answers = [here.leave("hearts", update(value=value), DECLARED) for value in (0.1, 0.2, 0.2, 0.3)]
+    assert [type(each) for each in answers] == [Update, Update, Update, Failure]
+
+
+def test_what_no_frame_carries_stays(tmp_path: Path) -> None:
+    odd = update()._replace(tree={"w": torch.zeros(4, dtype=torch.complex64)})
+    refused = gate(tmp_path).leave("hearts", odd, Declared("train", odd.tree))
+    assert isinstance(refused, Failure)
+    assert "is none that can be sent" in events(tmp_path, "refused")[0]["refusals"][0]
 
 
 def test_a_refusal_quotes_nothing_outside_and_all_inside(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def check_policy(
     from atoll.job.text import load
 
     document = load(job)
-    refusals = judge(policy, Offer(check(document), document.values, name=job.stem))
+    refusals = judge(policy, Offer(check(document), document.values, run=job.stem))
     if refusals:
         raise JobError(str(each) for each in refusals)
     typer.echo(f"{job}: the policy has nothing against it, by what the job file says")

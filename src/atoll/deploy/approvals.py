@@ -153,10 +153,10 @@ def admit(policy: SitePolicy, offer: Offer, usage: Usage, consents: Consents) ->
         StoreError: the site's folder can't be read or written.
     """
     refusals = tuple(judge(policy, offer, usage))
-    consent = consents.ask(offer, refusals)
+    lasting = [each for each in refusals if not each.for_now]
+    consent = consents.ask(offer, lasting)
     if consent.status == "denied":
         return Admission("denied", f"the site has denied this job{f': {consent.why}' if consent.why else ''}", refusals)
-    lasting = [each for each in refusals if not each.for_now]
     if lasting:
         return Admission("refused", "; ".join(map(str, lasting)), refusals)
     if policy.approval == "manual" and consent.status != "approved":

@@ -100,7 +100,7 @@ def _resources(policy: SitePolicy) -> Iterator[str]:
     if rules.threads is not None:
         yield f"A job computes with {rules.threads} threads at most."
     if rules.memory_gib is not None:
-        yield f"A job has {rules.memory_gib:g} GiB of memory at most."
+        yield f"No work is begun once the site's process has taken more than {rules.memory_gib:g} GiB."
     if rules.hours is not None:
         yield f"Jobs compute at {rules.hours} by the site's clock."
     if rules.jobs is not None:

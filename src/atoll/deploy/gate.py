@@ -19,6 +19,8 @@ from atoll.deploy.permit import Declared, permit, permit_work, told_by
 from atoll.deploy.policy import SitePolicy
 from atoll.deploy.signatures import load_key
 from atoll.deploy.verify import records
+from atoll.errors import AtollError
+from atoll.remote.values import Place, place_of
 from atoll.types import Answer, Assignment, ClientId, Failure
 
 LOG, KEY = "audit.jsonl", "audit.key"
@@ -38,44 +40,56 @@ class Gate:
         """Open or begin the log; what left before is read from it. Raises StoreError where it is damaged."""
         self.policy, self.consents = policy, Consents(folder)
         self.log = log_of(folder)
-        self._to, self._now = to, now
-        self._said: dict[str, tuple[str, str]] = {}  # the last admission of each job
-        self._left: dict[str, dict[tuple[int, ClientId, str, str], int]] = {}  # job -> answer and its digest -> bytes
-        self._budgets: dict[str, tuple[str, float, float]] = {}  # job -> SHA-256, epsilon, delta that it declared
+        self.to, self._now = to, now
+        self._said: dict[tuple[str, str], str] = {}  # run and SHA-256 of each job -> what was last said of it
+        self._left: dict[str, dict[tuple[Place, str], int]] = {}  # run -> answer and its SHA-256 -> bytes
+        self._withheld: dict[tuple[str, Place], bool] = {}
+        self._budgets: dict[tuple[str, str], tuple[float, float]] = {}  # run and SHA-256 -> epsilon, delta, as declared
         for record in records(self.log.path):
             self._recall(record)
 
     def _recall(self, record: dict[str, Any]) -> None:
         if record["event"] == "left":
-            place = (record["round"], ClientId(record["client"]), record["work"], record["sha256"])
-            self._left.setdefault(record["job"], {})[place] = record["bytes"]
+            place = Place(record["round"], ClientId(record["client"]), record["work"])
+            self._left.setdefault(record["job"], {})[place, record["sha256"]] = record["bytes"]
+            self._withheld[record["job"], place] = bool(record["withheld"])
         elif record["event"] == "admitted":
-            self._budgets[record["job"]] = (record["digest"], record["epsilon"], record["delta"])
+            self._budgets[record["job"], record["digest"]] = (record["epsilon"], record["delta"])
 
     def admit(self, offer: Offer, usage: Usage | None = None) -> Admission:
         """Whether the job may begin, or go on; what changes in the answer is logged.
 
-        `usage`: threads, memory and jobs under way; bytes, budgets and the hour are filled in here.
+        `usage`: threads, memory and jobs under way; budgets and the hour are filled in here. Each run of a job spends its budget.
         """
-        others = [budget for job, budget in self._budgets.items() if job != offer.title and budget[0] != offer.digest]
-        epsilon, delta = sum(each[1] for each in others), sum(each[2] for each in others)
+        own = (offer.run or offer.title, offer.digest)
+        others = [budget for run, budget in self._budgets.items() if run != own]
+        epsilon, delta = sum(each[0] for each in others), sum(each[1] for each in others)
         usage = replace(usage or Usage(), now=self._now(), epsilon=epsilon, delta=delta)
         found = admit(self.policy, offer, usage, self.consents)
-        if self._said.get(offer.title) != (offer.digest, found.status):
-            self._said[offer.title] = (offer.digest, found.status)
+        if self._said.get(own) != found.status:
+            self._said[own] = found.status
             declared = offer.job.privacy
             budget = (declared.epsilon, declared.delta) if declared else (0.0, 0.0)
-            told = {"job": offer.title, "digest": offer.digest, "sender": offer.sender, "text": found.text[:2000]}
+            told = {"job": own[0], "name": offer.title, "digest": offer.digest, "sender": offer.sender, "text": found.text[:2000]}
             self.log.append(found.status, **told, epsilon=budget[0], delta=budget[1])
             if found.status == "admitted":
-                self._budgets[offer.title] = (offer.digest, *budget)
+                self._budgets[own] = budget
         return found
 
-    def enter(self, job: str, assignment: Assignment) -> Failure | None:
-        """An assignment that came: logged, and None where its work may be done, else what to answer."""
+    def enter(self, job: str, assignment: Assignment, admission: Admission | None = None) -> Failure | None:
+        """An assignment that came: logged, and None where its work may be done, else what to answer at once.
+
+        `admission`: that of its job now, where it may have changed since the job began.
+        """
         refusals = permit_work(self.policy, assignment.work)
-        self.log.append("came", job=job, **_place(assignment), **_contents(assignment), sender=self._to)
-        return self._refused(job, assignment, refusals) if refusals else None
+        if admission is not None and admission.status != "admitted":
+            refusals.append(Refusal(admission.status, admission.text))
+        self.log.append("came", job=job, **_place(assignment), **_contents(assignment), sender=self.to)
+        if not refusals:
+            return None
+        failure = self._refused(job, assignment, refusals)
+        self._logged(job, failure, _digest(failure), withheld=True)
+        return failure
 
     def leave(self, job: str, answer: Answer, declared: Declared) -> Answer:
         """What may leave in the place of the answer: itself, or a Failure that names the rule and quotes nothing.
@@ -84,18 +98,25 @@ class Gate:
         """
         if isinstance(answer, Failure):
             answer = told_by(answer, self.policy)
-        usage = Usage(*self._bytes(job, answer))
-        refusals = permit(answer, self.policy, usage, declared)
+        try:
+            digest = _digest(answer)
+        except AtollError:
+            digest = ""  # nothing that a frame carries: `permit` says so
+        refusals = permit(answer, self.policy, Usage(*self._bytes(job, answer.round, (place_of(answer), digest))), declared)
         if refusals:
             answer = self._refused(job, answer, refusals)
-        self._logged(job, answer)
+            digest = _digest(answer)
+        self._logged(job, answer, digest, withheld=bool(refusals))
         return answer
 
-    def _bytes(self, job: str, answer: Answer) -> tuple[int, int]:
-        """What has left of the job in the answer's round, and in all; what is sent once more is not counted again."""
-        own = (answer.round, answer.client, answer.work)
-        others = [(place[0], size) for place, size in self._left.get(job, {}).items() if place[:3] != own]
-        return sum(size for round, size in others if round == answer.round), sum(size for _, size in others)
+    def withheld(self, job: str, place: Place) -> bool:
+        """The answer stayed here, and a failure left in its stead: the client memory that goes with it is not to be kept."""
+        return self._withheld.get((job, place), False)
+
+    def _bytes(self, job: str, round: int, own: tuple[Place, str]) -> tuple[int, int]:
+        """What has left of the job in the round, and in all; the very frame that is sent once more is not counted again."""
+        others = [(key[0].round, size) for key, size in self._left.get(job, {}).items() if key != own]
+        return sum(size for at, size in others if at == round), sum(size for _, size in others)
 
     def _refused(self, job: str, what: Assignment | Answer, refusals: list[Refusal]) -> Failure:
         told = [str(each)[:1000] for each in refusals[:16]]
@@ -103,12 +124,13 @@ class Gate:
         rules = ", ".join(dict.fromkeys(each.rule for each in refusals))
         return Failure(what.round, what.client, what.work, "error", f"refused by the site's policy: {rules}")
 
-    def _logged(self, job: str, answer: Answer) -> None:
-        contents = {**_contents(answer), "sha256": _digest(answer)}
-        place = (answer.round, answer.client, answer.work, contents["sha256"])
-        if place not in self._left.get(job, {}):
-            self.log.append("left", job=job, **_place(answer), **contents, to=self._to)
-            self._left.setdefault(job, {})[place] = contents["bytes"]
+    def _logged(self, job: str, answer: Answer, digest: str, *, withheld: bool) -> None:
+        key = (place_of(answer), digest)
+        if key not in self._left.get(job, {}) or self.withheld(job, key[0]) != withheld:
+            contents = {**_contents(answer), "sha256": digest}
+            self.log.append("left", job=job, **_place(answer), **contents, to=self.to, withheld=withheld)
+            self._left.setdefault(job, {})[key] = contents["bytes"]
+            self._withheld[job, key[0]] = withheld
 
 
 def _place(value: Assignment | Answer) -> dict[str, Any]:

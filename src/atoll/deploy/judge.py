@@ -38,7 +38,7 @@ class Offer:
 
     job: Job
     values: Mapping[str, Any]  # what the job file says, from which `job` was checked
-    name: str = ""  # what the coordinator calls it, where the file does not say
+    run: str = ""  # what the coordinator calls this run of it
     bundle: bytes = b""  # the user's own code that comes with it
     signature: bytes = b""  # Ed25519, over both: `signatures.statement`
     sender: str = ""  # who offers it
@@ -47,7 +47,7 @@ class Offer:
     @property
     def title(self) -> str:
         """Its name."""
-        return self.job.name or self.name
+        return self.job.name or self.run
 
     @property
     def text(self) -> str:
@@ -80,7 +80,7 @@ class Usage:
     delta: float = 0.0
     jobs: int = 0  # others under way
     threads: int = 1
-    memory_bytes: int = 0
+    memory_bytes: int = 0  # that the site's process has taken at most
     now: datetime | None = None  # by the site's clock; None: the hours are not judged
 
 
@@ -239,7 +239,7 @@ def _resources(policy: SitePolicy, offer: Offer, usage: Usage) -> Iterator[Refus
         told = f"{usage.threads} threads would compute it; the policy gives {rules.threads}: start the site with fewer"
         yield Refusal("[resources] threads", told)
     if rules.memory_gib is not None and usage.memory_bytes > rules.memory_gib * GIB:
-        told = f"it would be given {usage.memory_bytes / GIB:.1f} GiB; the policy gives {rules.memory_gib:g}: use a smaller model"
+        told = f"the site has taken {usage.memory_bytes / GIB:.1f} GiB; the policy gives {rules.memory_gib:g}: start it anew"
         yield Refusal("[resources] memory_gib", told)
     if rules.jobs is not None and usage.jobs >= rules.jobs:
         told = f"{usage.jobs} other jobs are under way; this site takes {rules.jobs} at once: wait until one ends"

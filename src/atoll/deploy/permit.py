@@ -70,7 +70,12 @@ def permit(answer: Answer, policy: SitePolicy, usage: Usage, declared: Declared)
         )
     if isinstance(answer, Failure):
         return [*found, *_reason(answer, policy)]
-    return [*found, *_numbers(answer, policy, declared), *_bytes(answer, policy, usage), *_tensors(answer, declared)]
+    found += _numbers(answer, policy, declared)
+    try:
+        return [*found, *_bytes(answer, policy, usage), *_tensors(answer, declared)]
+    except AtollError as error:
+        told = f"the update of {answer.work!r} in round {answer.round} is none that can be sent ({error}); nothing left the site"
+        return [*found, Refusal("declared", told)]
 
 
 def permit_work(policy: SitePolicy, work: str) -> list[Refusal]:

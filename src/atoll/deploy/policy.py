@@ -88,8 +88,8 @@ class Leaves(Section):
 
     work: Names | None = None  # kinds of work, such as "train"
     metrics: Names | None = None  # names of numbers beside the tensors
-    round_mib: float | None = Field(None, gt=0)  # of a job in one round
-    job_mib: float | None = Field(None, gt=0)  # of a job in all
+    round_mib: float | None = Field(None, gt=0)  # of a run of a job in one round
+    job_mib: float | None = Field(None, gt=0)  # of a run of a job in all
     example_counts: bool = True  # an update says how many examples it was made from
     reasons: bool = False  # a failure's own words, in which data may be quoted
     logs: bool = False  # the site's log of the job
@@ -101,7 +101,7 @@ class Privacy(Section):
     required: bool = False  # a job that declares nothing is refused
     epsilon: float | None = Field(None, gt=0)  # of one job, at most
     delta: float | None = Field(None, ge=0, lt=1)
-    epsilon_in_all: float | None = Field(None, gt=0)  # of all jobs that the site has taken part in, added up
+    epsilon_in_all: float | None = Field(None, gt=0)  # of all runs that the site has taken part in, added up
     delta_in_all: float | None = Field(None, ge=0, lt=1)
 
 
@@ -109,7 +109,7 @@ class Resources(Section):
     """What a job may use of the machine."""
 
     threads: int | None = Field(None, ge=1)
-    memory_gib: float | None = Field(None, gt=0)
+    memory_gib: float | None = Field(None, gt=0)  # that the process may have taken when work is begun
     hours: Hours | None = None  # of the site's clock; from and to, over midnight too
     jobs: int | None = Field(None, ge=1)  # at once
 
