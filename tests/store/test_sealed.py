@@ -69,13 +69,16 @@ def test_every_size_comes_back_and_has_the_size_that_is_foretold(tmp_path: Path,
 
 
 @settings(max_examples=30, deadline=None)
-@given(pieces=st.lists(st.integers(0, 2 * CHUNK_BYTES), max_size=5))
-@example(pieces=[CHUNK_BYTES, 0, CHUNK_BYTES])
-@example(pieces=[1, 2 * CHUNK_BYTES, CHUNK_BYTES - 1])
-def test_how_it_is_cut_into_writes_does_not_matter(tmp_path_factory: pytest.TempPathFactory, pieces: list[int]) -> None:
+@given(pieces=st.lists(st.integers(0, 2 * CHUNK_BYTES), max_size=5), told=st.sampled_from([0, 1000, 1 << 40]))
+@example(pieces=[CHUNK_BYTES, 0, CHUNK_BYTES], told=0)
+@example(pieces=[600, 600, CHUNK_BYTES], told=1000)
+@example(pieces=[1, 2 * CHUNK_BYTES, CHUNK_BYTES - 1], told=1 << 40)
+def test_how_it_is_cut_into_writes_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[int], told: int
+) -> None:
     file = tmp_path_factory.mktemp("pieces") / "blob"
     data = [bytes([number]) * size for number, size in enumerate(pieces)]
-    with sealed(file).writing(sum(pieces)) as writer:
+    with sealed(file).writing(min(told, sum(pieces))) as writer:  # nor a size that is told too small
         for each in data:
             writer.write(each)
     assert read(sealed(file)) == b"".join(data)

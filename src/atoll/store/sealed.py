@@ -59,7 +59,7 @@ class Sealed(NamedTuple):
         cipher = _cipher(secret, head)
         with self.place.writing(sealed_bytes(size_bytes), durable=durable) as file:
             file.write(head)
-            writer = _Writer(file, cipher, head + self.name.encode("utf-8", "surrogatepass"))
+            writer = _Writer(file, cipher, head + self.name.encode("utf-8", "surrogatepass"), size_bytes)
             yield writer
             writer.finish()
 
@@ -147,14 +147,16 @@ def sealed_bytes(size_bytes: int) -> int:
 class _Writer:
     """Seals what it is given, chunk by chunk; a full chunk waits until it is known whether it is the last."""
 
-    def __init__(self, file: Writable, cipher: Any, known: bytes) -> None:
+    def __init__(self, file: Writable, cipher: Any, known: bytes, size_bytes: int) -> None:
         self._file, self._cipher, self._known = file, cipher, known
-        self._plain = memoryview(bytearray(CHUNK_BYTES))
-        self._sealed = memoryview(bytearray(CHUNK_BYTES + TAG_BYTES))
         self._filled = self._number = 0
+        self._plain = memoryview(b"")
+        self._make_room(min(size_bytes, CHUNK_BYTES))  # for most blobs a whole chunk's costs more than to seal them
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
         left = memoryview(data).cast("B")
+        if len(self._plain) < min(CHUNK_BYTES, self._filled + len(left)):  # more than was said
+            self._make_room(CHUNK_BYTES)
         while len(left):
             if self._filled == CHUNK_BYTES:
                 self._seal(self._plain, last=False)
@@ -168,6 +170,11 @@ class _Writer:
             self._filled += taken
             left = left[taken:]
         return len(data)
+
+    def _make_room(self, size_bytes: int) -> None:
+        kept, self._plain = self._plain, memoryview(bytearray(size_bytes))
+        self._plain[: self._filled] = kept[: self._filled]
+        self._sealed = memoryview(bytearray(size_bytes + TAG_BYTES))
 
     def finish(self) -> None:
         self._seal(self._plain[: self._filled], last=True)
