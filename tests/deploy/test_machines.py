@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.identity import authority, credentials, enrolment, tokens
 from atoll.job.build import load_job
 from atoll.job.execution import carry_out
 from atoll.rng import seeded
@@ -183,8 +184,17 @@ def digests(store: Path, name: str) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
-def join(folder: Path, at: str, site: str, jobs: int = 1) -> Machine:
-    return Machine(folder, "join", at, "--site", site, "--insecure-loopback", "--jobs", str(jobs))
+def certified(folder: Path, *sites: str) -> None:
+    """An authority in `pki`, and an identity for each site."""
+    made = authority.create(folder / "pki", "trial.example", ["127.0.0.1"])
+    for site in sites:
+        request, token = credentials.prepare(folder / f"{site}-id", site), tokens.invite(made, site)
+        answer = authority.pem(enrolment.enrol(made, token, request))
+        credentials.accept(folder / f"{site}-id", site, answer, made.ca_pem, sha256=made.sha256)
+
+
+def join(folder: Path, at: str, site: str) -> Machine:
+    return Machine(folder, "join", at, "--site", site, "--insecure-loopback", "--jobs", "1")
 
 
 @pytest.mark.slow
@@ -200,9 +210,10 @@ def test_deployed_jobs_give_the_bits_of_simulations(tmp_path: Path, machines: li
         (tmp_path / f"{name}.toml").write_text(text)
     at = f"127.0.0.1:{port()}"
     files = [f"{name}.toml" for name in jobs]
-    coordinator = Machine(tmp_path, "serve", *files, "--listen", at, "--runs", "runs", "--insecure-loopback")
-    machines.append(coordinator)
-    machines.extend(join(tmp_path, at, site, len(jobs)) for site in ("north", "south"))
+    certified(tmp_path, "north", "south")
+    machines.append(Machine(tmp_path, "serve", *files, "--listen", at, "--runs", "runs", "--pki", "pki"))
+    for site in ("north", "south"):
+        machines.append(Machine(tmp_path, "join", at, "--identity", f"{site}-id", "--jobs", str(len(jobs))))
     expected = {name: simulated(tmp_path, name) for name in jobs}
     assert [each.ended() for each in machines] == [0, 0, 0], "".join(line for each in machines for line in each.told)
     assert {name: digests(tmp_path / "runs", name) for name in jobs} == expected

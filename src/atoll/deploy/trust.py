@@ -58,4 +58,4 @@ def _one(folder: Path | None, insecure: bool, option: str) -> None:
 
 
 def _plain(found: Identity) -> Credentials:
-    return Credentials(found.key_pem, found.chain_pem, found.ca_pem)
+    return Credentials(found.key_pem, found.certificate_pem, found.ca_pem)
