@@ -48,7 +48,7 @@ def test_version_and_help() -> None:
         assert re.search(rf"\b{command}\b", every)
 
 
-@pytest.mark.parametrize("command", ["new", "check", "run", "resume", "runs", "compare", "report", "catalog", "version"])
+@pytest.mark.parametrize("command", ["new", "check", "run", "resume", "runs", "compare", "report", "model", "catalog", "version"])
 def test_help_teaches_by_example(command: str) -> None:
     assert f"atoll {command}" in say(command, "--help").output.split("Options")[0].split("Example", 1)[1]
 
