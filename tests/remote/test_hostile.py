@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from atoll.errors import ConfigError, RemoteError
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.channel import METHODS, SERVICE, SITE_KEY
+from atoll.remote.chunks import Chunk
 from atoll.remote.desk import place_to
 from atoll.remote.hub import Hub
 from atoll.remote.link import Link
@@ -31,7 +31,7 @@ class Raw:
     def call(self, name: str, said: object) -> object:
         shape, asked, answered = METHODS[name]
         make = getattr(self._channel, shape)
-        stub = make(f"/{SERVICE}/{name}", asked.SerializeToString, answered.FromString)
+        stub = make(f"/{SERVICE}/{name}", asked[0], answered[1])
         return stub(said, metadata=self._meta, timeout=30.0)
 
     def refused(self, name: str, said: object) -> tuple[grpc.StatusCode, str]:
@@ -67,8 +67,8 @@ def parcel(hub: Hub, data: bytes, **more: object) -> pb.Parcel:
     return pb.Parcel(place=place_to(JOB, Place(0, NORTH, "train")), key=key_of(task.tree, task.seed), blob=pb.Blob(**blob))
 
 
-def chunk(data: bytes, **more: object) -> pb.Chunk:
-    return pb.Chunk(data=data, crc32=zlib.crc32(data), **more)
+def chunk(data: bytes, parcel: pb.Parcel) -> Chunk:
+    return Chunk.of(data, parcel)
 
 
 def bytes_of(hub: Hub) -> int:

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import random
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -17,8 +16,10 @@ import grpc.aio
 
 from atoll.errors import RemoteError, StoreError
 from atoll.remote import protocol_pb2 as pb
+from atoll.remote.adding import Adding
 from atoll.remote.bench import Bench, Work, nobody_listens, parcel_to
 from atoll.remote.channel import SITE_KEY, stub
+from atoll.remote.chunks import Chunk
 from atoll.remote.outbox import Letter
 from atoll.remote.spool import Damaged, Moved
 from atoll.remote.values import CHUNK_BYTES, NEWEST, OLDEST, Limits
@@ -168,20 +169,16 @@ class Line:
     async def _receive(self, work: Work, at: int) -> None:
         blob = pb.Blob(digest=work.tree.digest, size_bytes=work.tree.size_bytes)
         call = self._fetch(pb.Want(job=work.job, blob=blob, offset=at), metadata=self._meta)
-        adding: asyncio.Future[int] | None = None
+        adding = Adding(self._threads)
         try:
             while (chunk := await _within(call.read(), self._limits.stall_s)) is not grpc.aio.EOF:
-                if adding is not None:  # written while the next one was on its way
-                    await adding
-                adding = self._thread(self._bench.trees.add, work.tree, at, bytes(chunk.data), chunk.crc32)
+                await adding.then(self._bench.trees.add, work.tree, at, chunk.data, chunk.crc32)
                 at += len(chunk.data)
-            if adding is not None:
-                await adding
+            await adding.end()
             if await call.code() != grpc.StatusCode.OK or at < work.tree.size_bytes:
                 raise grpc.aio.AioRpcError(await call.code(), await call.initial_metadata(), await call.trailing_metadata())
         finally:
-            if adding is not None:
-                await asyncio.wait([adding])
+            await adding.settle()
             call.cancel()
 
     async def _put(self, letter: Letter) -> bool:
@@ -199,8 +196,8 @@ class Line:
             at, reading = there.offset, self._thread(_read, file, there.offset)
             while data := await reading:
                 reading = self._thread(_read, file, at + len(data))
-                first = {"parcel": parcel, "offset": at} if at == there.offset else {}
-                await _within(call.write(pb.Chunk(data=data, crc32=zlib.crc32(data), **first)), self._limits.stall_s)
+                chunk = Chunk.of(data, parcel if at == there.offset else None, at)
+                await _within(call.write(chunk), self._limits.stall_s)
                 at += len(data)
             await call.done_writing()
             receipt = await _within(call, self._limits.stall_s)

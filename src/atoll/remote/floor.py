@@ -144,7 +144,7 @@ class Floor:
         size_bytes = parcel.blob.size_bytes
         return pb.Receipt(offset=size_bytes, complete=landed is not None, wanted=landed is not None)
 
-    def add(self, site: str, parcel: pb.Parcel, at: int, data: bytes, crc32: int) -> None:
+    def add(self, site: str, parcel: pb.Parcel, at: int, data: bytes | memoryview, crc32: int) -> None:
         """Bytes of an answer. Raises what `Spool.add` raises, and Unknown where it is not wanted any more."""
         task = self._task(site, parcel)
         if task is None or task.here:

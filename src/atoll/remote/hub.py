@@ -139,7 +139,7 @@ class Hub:
     def _write(self, assignment: Assignment) -> Blob:
         """The tree as a blob: a frame that is the same for whoever is sent it, with any seed."""
         plain = assignment._replace(round=0, client=ClientId(""), work="", seed=0)
-        return self._floor.trees.put(lambda: frame.write(plain))
+        return self._floor.trees.put(frame.write(plain))
 
     def _offer(self, desk: Desk, assignment: Assignment, blob: Blob) -> None:
         place = place_of(assignment)

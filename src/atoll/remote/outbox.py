@@ -41,7 +41,7 @@ class Outbox:
 
     def put(self, job: str, key: str, answer: Answer) -> Letter:
         """Keep an answer. On return it survives the death of the process."""
-        blob = self._spool.put(lambda: frame.write(answer))
+        blob = self._spool.put(frame.write(answer))
         place = Place(answer.round, answer.client, answer.work)
         said = {"job": job, "round": place.round, "client": place.client, "work": place.work, "key": key, "blob": [*blob]}
         with files.replacing(self._file(blob), 0) as file:

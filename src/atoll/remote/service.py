@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -13,7 +12,9 @@ import grpc
 
 from atoll.errors import AtollError, RemoteError, StoreError
 from atoll.remote import protocol_pb2 as pb
+from atoll.remote.adding import Adding
 from atoll.remote.channel import SITE_KEY
+from atoll.remote.chunks import Chunk
 from atoll.remote.desk import Unknown
 from atoll.remote.spool import Damaged, Moved
 from atoll.remote.values import CHUNK_BYTES, NEWEST, OLDEST, Blob, Limits
@@ -106,6 +107,7 @@ class Service:
             message = await self._within(context, context.read(), silent_s, "has fallen silent")
             if message is grpc.aio.EOF:
                 return
+            await self._site(context)  # a session lives for weeks, in which its certificate may be revoked or expire
             await self._thread(self._floor.heard, session, message)
 
     async def fetch(self, want: pb.Want, context: Context) -> None:
@@ -137,22 +139,22 @@ class Service:
         """An answer from an offset on; what has come stays when the line is cut."""
         site, first = await self._site(context), True
         at, parcel = 0, pb.Parcel()
-        adding: asyncio.Future[None] | None = None
-        async for chunk in self._chunks(context):
-            if first:
-                first, parcel, at = False, chunk.parcel, chunk.offset
-                receipt = await self._checked(context, self._thread(self._floor.have, site, parcel))
-                if receipt.complete or not receipt.wanted or receipt.offset != at:
-                    return receipt
-            if adding is not None:  # written while the next one was on its way
-                await self._checked(context, adding)
-            adding = self._thread(self._floor.add, site, parcel, at, bytes(chunk.data), chunk.crc32)
-            at += len(chunk.data)
-        if adding is not None:
-            await self._checked(context, adding)
+        adding = Adding(self.threads)
+        try:
+            async for chunk in self._chunks(context):
+                if first:
+                    first, parcel, at = False, chunk.parcel or parcel, chunk.offset
+                    receipt = await self._checked(context, self._thread(self._floor.have, site, parcel))
+                    if receipt.complete or not receipt.wanted or receipt.offset != at:
+                        return receipt
+                await self._checked(context, adding.then(self._floor.add, site, parcel, at, chunk.data, chunk.crc32))
+                at += len(chunk.data)
+            await self._checked(context, adding.end())
+        finally:
+            await adding.settle()
         return await self._checked(context, self._thread(self._floor.have, site, parcel))
 
-    async def _chunks(self, context: Context) -> AsyncIterator[pb.Chunk]:
+    async def _chunks(self, context: Context) -> AsyncIterator[Chunk]:
         while True:
             chunk = await self._within(context, context.read(), self._limits.stall_s, "stopped in the middle of an answer")
             if chunk is grpc.aio.EOF:
@@ -201,9 +203,9 @@ class Service:
             await _end(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"the site {otherwise} for {timeout_s:g} s")
 
 
-def _chunk(file: int, at: int) -> pb.Chunk | None:
+def _chunk(file: int, at: int) -> Chunk | None:
     data = os.pread(file, CHUNK_BYTES, at)
-    return pb.Chunk(data=data, crc32=zlib.crc32(data)) if data else None
+    return Chunk.of(data) if data else None
 
 
 async def _end(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:

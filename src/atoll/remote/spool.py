@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
+import os
 import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +24,7 @@ from atoll.wire import frame
 
 _SLICE_BYTES = 1 << 22
 _PART = ".part"
+_SERIAL = itertools.count()
 
 
 class Moved(RemoteError):
@@ -35,7 +40,7 @@ class Spool:
 
     >>> import tempfile
     >>> spool = Spool(Path(tempfile.mkdtemp()))
-    >>> blob = spool.put(lambda: [memoryview(b"model")])
+    >>> blob = spool.put([memoryview(b"model")])
     >>> spool.path(blob).read_bytes(), spool.has(blob)
     (b'model', True)
     """
@@ -56,17 +61,24 @@ class Spool:
         """It is here, whole and checked."""
         return self.path(blob).exists()
 
-    def put(self, pieces: Callable[[], Iterable[memoryview]]) -> Blob:
-        """Keep what `pieces` gives, and gives again: it is read once to be named, and once more if it is new here."""
+    def put(self, pieces: Iterable[memoryview]) -> Blob:
+        """Keep these bytes, one after another. Raises StoreError where the disk is full."""
         hashed, size_bytes = hashlib.sha256(), 0
-        for piece in pieces():
-            hashed.update(piece)
-            size_bytes += len(piece)
-        blob = Blob(hashed.hexdigest(), size_bytes)
-        if not self.has(blob):
-            with files.replacing(self.path(blob), size_bytes) as file:
-                for piece in pieces():
-                    file.write(piece)
+        temporary = self.folder / f".{next(_SERIAL)}-{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
+                for piece in pieces:
+                    for at in range(0, len(piece), _SLICE_BYTES):
+                        part = piece[at : at + _SLICE_BYTES]
+                        done = hashing.submit(hashed.update, part)  # beside the disk
+                        size_bytes += _write(file, part)
+                        done.result()
+            blob = Blob(hashed.hexdigest(), size_bytes)
+            os.replace(temporary, self.path(blob))
+        except OSError as error:
+            raise files.trouble(error, temporary, size_bytes) from error
+        finally:
+            temporary.unlink(missing_ok=True)
         return blob
 
     def part(self, blob: Blob) -> Part:
@@ -94,7 +106,7 @@ class Spool:
                 raise RemoteError(f"{blob.digest} is of {part.blob.size_bytes} bytes, and {blob.size_bytes} were announced")
             return part
 
-    def add(self, blob: Blob, at: int, data: bytes, crc32: int) -> int:
+    def add(self, blob: Blob, at: int, data: bytes | memoryview, crc32: int) -> int:
         """Put `data` at the end of a blob's part, which must be `at`; return the new end. Raises as `Part.add` and `part` do."""
         part = self.part(blob)
         try:
@@ -151,7 +163,7 @@ class Part:
         if self.offset > blob.size_bytes:  # of nobody who could have been believed
             self._restart()
 
-    def add(self, at: int, data: bytes, crc32: int) -> int:
+    def add(self, at: int, data: bytes | memoryview, crc32: int) -> int:
         """Put `data` at the end, which must be `at`; return the new end.
 
         Raises:
@@ -195,6 +207,13 @@ class Part:
     def _restart(self) -> None:
         self._file.truncate(0)
         self._hash, self.offset = hashlib.sha256(), 0
+
+
+def _write(file: io.FileIO, piece: memoryview) -> int:
+    left = piece
+    while len(left):
+        left = left[file.write(left) :]
+    return len(piece)
 
 
 def load(path: Path) -> Assignment | Update | Failure:
