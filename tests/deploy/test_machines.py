@@ -245,3 +245,21 @@ def test_killed_machines_end_in_the_same_bits(tmp_path: Path, machines: list[Mac
     assert coordinator.ended() == 0, "".join(coordinator.told)
     assert [north.ended(), south.ended()] == [0, 0], "".join(north.told + south.told)
     assert digests(tmp_path / "runs", "killed") == simulated(tmp_path, "killed")
+
+
+@pytest.mark.slow
+def test_a_coordinator_and_a_site_are_stopped_and_say_how_to_go_on(tmp_path: Path, machines: list[Machine]) -> None:
+    (tmp_path / "alone.toml").write_text(DIGITS.format(rounds=2, algorithm="fedavg"))
+    at = f"127.0.0.1:{port()}"
+    coordinator = Machine(tmp_path, "serve", "alone.toml", "--listen", at, "--runs", "runs", "--insecure-loopback")
+    north = join(tmp_path, at, "north")  # south never comes
+    machines += [coordinator, north]
+    north.wait_for("taking part with 3 clients")
+    coordinator.wait_for("alone: training")
+    for each in machines:
+        each.process.send_signal(signal.SIGINT)
+    assert [each.ended() for each in machines] == [130, 130]
+    assert "serve the same jobs again to go on" in coordinator.told[-1]
+    assert "join again to go on" in north.told[-1]
+    with Store(tmp_path / "runs") as store:
+        assert store.record("last").status == "interrupted"

@@ -48,7 +48,6 @@ def serve(
         str | None,
         typer.Option(metavar="FOLDER|URL", help="Where runs are kept. Else $ATOLL_STORE, else ./runs.", show_default=False),
     ] = None,
-    spool: Annotated[Path, typer.Option(metavar="FOLDER", help="For models and updates on their way.")] = Path("spool"),
     data: Annotated[
         str | None,
         typer.Option(
@@ -74,10 +73,14 @@ def serve(
     from atoll.deploy.trust import as_coordinator
     from atoll.job.text import load
     from atoll.remote.hub import Hub
+    from atoll.store import files, lock
 
     served = _checked(jobs)
     held: Document | Literal["none"] | None = "none" if data == "none" else load(data) if data else None
     credentials, who = as_coordinator(pki, insecure_loopback)
+    with store_at(runs) as store:
+        spool = files.make_folder(store.folder / "hub")  # models and updates on their way
+    held_by_us = lock.Lock(spool / "lock", f"the coordinator's folder {spool}")
     hub = Hub(listen, credentials, spool, who=who, insecure=insecure_loopback)
     stop = Stop()
     try:
@@ -86,6 +89,7 @@ def serve(
             failed = _all(Serving(hub, runs, patience_s, held, stop), served)
     finally:
         hub.stop()
+        held_by_us.release()
     if stop.asked:
         raise Stopped("stopped; serve the same jobs again to go on")
     if failed:
