@@ -19,6 +19,7 @@ from atoll.deploy.judge import Offer, Usage, text_of
 from atoll.deploy.permit import WITHHELD, Declared, declared_by_assignment
 from atoll.errors import AtollError
 from atoll.job.schema import Named
+from atoll.job.text import Document
 from atoll.remote.values import Acknowledged, Closed, Invited, Offered, Place, Refused, SiteEvent, place_of
 from atoll.types import Answer
 
@@ -43,16 +44,17 @@ class Line(Protocol):
 
 
 class Gated:
-    """A link and the gate before it. `data`: the site's own, which is read in the place of the jobs'.
+    """A link and the gate before it. `data`: a document whose [data] is the site's own, read in the place of the jobs'.
 
     Invitations that wait (for consent, for the hour, for another job to end) are kept here and judged again at each look.
     """
 
-    def __init__(self, line: Line, gate: Gate, data: Named | None = None) -> None:
+    def __init__(self, line: Line, gate: Gate, data: Document | None = None) -> None:
         """Hold this process to the policy's number of threads."""
         import torch
 
-        self._line, self._gate, self._data = line, gate, data
+        self._line, self._gate = line, gate
+        self._data = None if data is None or "data" not in data.values else Named.of(data.values["data"])
         if gate.policy.resources.threads is not None:
             torch.set_num_threads(min(gate.policy.resources.threads, torch.get_num_threads()))
         self._threads = torch.get_num_threads
