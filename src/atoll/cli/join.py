@@ -30,6 +30,10 @@ def join(
     identity: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The site's key and certificate.", show_default=False)
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML", help="What it takes part in and lets leave; else anything.", show_default=False),
+    ] = None,
     insecure_loopback: Annotated[
         bool, typer.Option("--insecure-loopback", help="Without TLS, for a trial on this machine alone.")
     ] = False,
@@ -41,16 +45,20 @@ def join(
 
     Example: `atoll join 127.0.0.1:7433 --site north --insecure-loopback`
     """
+    from atoll.deploy.policy import load_policy
     from atoll.deploy.trust import as_site
     from atoll.errors import ConfigError
     from atoll.job.text import load
 
     own = None if data is None else load(data)
+    rules = None if policy is None else load_policy(policy)
     credentials, name = as_site(identity, site, insecure_loopback)
     if not name:
         raise ConfigError("--site is missing: the name of this site, as the coordinator's job has it")
     home = folder or Path(name)
 
+    from atoll.deploy.gate import Gate
+    from atoll.deploy.gated import Gated
     from atoll.deploy.site import Site
     from atoll.remote.link import Link
     from atoll.store import files, lock
@@ -59,7 +67,8 @@ def join(
     before = {each: signal.signal(each, _end) for each in (signal.SIGINT, signal.SIGTERM)}
     link = Link(address, credentials, name, home / "link", insecure=insecure_loopback)
     try:
-        here = Site(link, home, own, typer.echo)
+        line = link if rules is None else Gated(link, Gate(home, rules, address), own)
+        here = Site(line, home, own, typer.echo)
         shown = Shown(link, address)
         here.serve(lambda: shown.look() or (jobs is not None and len(here.ended) >= jobs))
     finally:

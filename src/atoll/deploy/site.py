@@ -22,6 +22,7 @@ from atoll.store.memories import FileMemories
 from atoll.types import Answer, Assignment, ClientId, Dataset, Failure, Local
 
 if TYPE_CHECKING:
+    from atoll.deploy.gated import Gated
     from atoll.job.schema import Job
     from atoll.job.text import Document
     from atoll.remote.link import Link
@@ -33,7 +34,7 @@ class Site:
     """The jobs in which a site takes part, over one link. `data`: a document whose [data] is the site's own, not the job's."""
 
     def __init__(
-        self, link: Link, folder: Path, data: Document | None = None, say: Callable[[str], None] = lambda _: None
+        self, link: Link | Gated, folder: Path, data: Document | None = None, say: Callable[[str], None] = lambda _: None
     ) -> None:
         self._link, self._folder, self._data, self._say = link, folder, data, say
         self._parts: dict[str, Part] = {}
