@@ -29,6 +29,7 @@ from atoll.transforms.compress.eden import eden
 from atoll.transforms.compress.feedback import feedback
 from atoll.transforms.compress.few_bits import few_bits
 from atoll.transforms.compress.int8 import int8
+from atoll.transforms.compress.layered import layered
 from atoll.transforms.compress.top_k import top_k
 from atoll.types import Event, Transform
 
@@ -49,11 +50,13 @@ WAYS: Mapping[str, Way] = {
     "fp32": Way(lambda: ()),
     "int8": Way(lambda: (int8(),)),
     "EDEN, 1 bit": Way(lambda: (eden(bits=1),)),
-    "ecsq, 2 rms": Way(lambda: (ecsq(step=2.0),), 48.0, "+1"),
+    "ecsq, 2.2 rms": Way(lambda: (ecsq(step=2.2),), 48.0, "+1"),
+    "layered, 0.6 bits": Way(lambda: (layered(0.6),), 48.0, "+1"),
+    "ecsq, 8 rms": Way(lambda: (ecsq(step=8.0),), 195.0, "x1.7"),
     "top-k 1 %, 2 bits, feedback": Way(lambda: (feedback([top_k(0.01), few_bits(2)], when="always"),), 195.0, "x1.7"),
     "top-k 1 %, 2 bits": Way(lambda: (top_k(0.01), few_bits(2))),
-    "ecsq, 2 rms; model in int8": Way(lambda: (ecsq(step=2.0),), broadcast=int8),
-    "ecsq, 2 rms; model in ecsq": Way(lambda: (ecsq(step=2.0),), broadcast=lambda: ecsq(step=1.0)),
+    "ecsq, 2.2 rms; model in ecsq, 1 rms": Way(lambda: (ecsq(step=2.2),), broadcast=lambda: ecsq(step=1.0)),
+    "ecsq, 8 rms; model in ecsq, 4 rms": Way(lambda: (ecsq(step=8.0),), broadcast=lambda: ecsq(step=4.0)),
 }
 
 
