@@ -53,6 +53,8 @@ WAYS: Mapping[str, Way] = {
     "ecsq, 2.2 rms": Way(lambda: (ecsq(step=2.2),), 48.0, "+1"),
     "layered, 0.6 bits": Way(lambda: (layered(0.6),), 48.0, "+1"),
     "ecsq, 8 rms": Way(lambda: (ecsq(step=8.0),), 195.0, "x1.7"),
+    "ecsq, 7 rms": Way(lambda: (ecsq(step=7.0),)),
+    "ecsq, 8 rms, feedback": Way(lambda: (feedback([ecsq(step=8.0)], when="always"),), 195.0, "x1.7"),
     "top-k 1 %, 2 bits, feedback": Way(lambda: (feedback([top_k(0.01), few_bits(2)], when="always"),), 195.0, "x1.7"),
     "top-k 1 %, 2 bits": Way(lambda: (top_k(0.01), few_bits(2))),
     "ecsq, 2.2 rms; model in ecsq, 1 rms": Way(lambda: (ecsq(step=2.2),), broadcast=lambda: ecsq(step=1.0)),
