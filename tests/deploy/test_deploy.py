@@ -17,7 +17,7 @@ from atoll.errors import ConfigError
 from atoll.job.build import build
 from atoll.job.check import check
 from atoll.job.text import parse
-from atoll.remote.values import Invited
+from atoll.remote.values import Acknowledged, Invited, Offered, Place, Refused
 from atoll.store.memories import FileMemories
 from atoll.store.runs import Store
 from atoll.types import Assignment, ClientId, Failure
@@ -126,6 +126,20 @@ def test_a_job_can_not_name_a_folder_of_the_site(tmp_path: Path) -> None:
     values = parse(JOB.format(algorithm="fedavg", more="")).values
     Site(link, tmp_path).take(Invited("../../elsewhere", (ClientId("client-0"),), brief_of(values, ["client-0"])))  # type: ignore[arg-type]
     assert "has a name that is no file's" in link.refusals[0]
+
+
+def test_what_a_coordinator_says_of_a_job_that_is_not_the_sites_ends_nothing(tmp_path: Path) -> None:
+    wire = Wire()
+    site = Site(End(wire, "north"), tmp_path)  # type: ignore[arg-type]
+    client = ClientId("client-0")
+    for job in ("run-9", "../../elsewhere"):
+        site.take(Offered(job, Assignment(0, client, "train", {}, 0)))
+        (answer,) = wire.answers(job, 1.0)
+        assert isinstance(answer, Failure)
+        assert (answer.kind, answer.reason) == ("invalid", "this site does not take part in the job")
+    for event in (Acknowledged, Refused):
+        site.take(event("../../elsewhere", Place(0, client, "train")))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_site_answers_for_its_own_clients_alone(tmp_path: Path) -> None:

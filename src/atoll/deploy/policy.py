@@ -17,8 +17,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from atoll import catalog
 from atoll.deploy.signatures import refuse_key
 from atoll.errors import ConfigError, JobError, UnknownName, VersionError
-from atoll.job.schema import Section
-from atoll.job.text import Document, Spot, parse
+from atoll.job.schema import Section, spelled_out
+from atoll.job.text import Document, Spot, parse, read
 
 FORMAT = 1  # the number after `site_policy =`
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
@@ -44,10 +44,6 @@ def _hours(value: str) -> str:
     return value
 
 
-def _spelled_out(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 Digest = Annotated[str, AfterValidator(_digest)]
 PublicKey = Annotated[str, AfterValidator(_key)]
 Hours = Annotated[str, AfterValidator(_hours)]
@@ -70,7 +66,7 @@ class Jobs(Section):
     algorithms: Names | None = None
     locals: Names | None = None
     transforms: Names | None = None  # allowed, `broadcast` included
-    require_transforms: list[Annotated[Required, BeforeValidator(_spelled_out)]] = Field([])
+    require_transforms: list[Annotated[Required, BeforeValidator(spelled_out)]] = Field([])
     rounds: int | None = Field(None, ge=1)  # at most
 
 
@@ -142,13 +138,7 @@ def load_policy(path: str | Path) -> SitePolicy:
         JobError: it has problems; all of them, with their lines.
         VersionError: a newer Atoll wrote it.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file in UTF-8; a site policy is TOML.") from None
-    except OSError as error:
-        raise ConfigError(f"can't read the site policy {path}: {error.strerror or error}.") from None
-    return read_policy(text, Path(path).name)
+    return read_policy(read(path, "site policy"), Path(path).name)
 
 
 def read_policy(text: str, file: str = "site-policy.toml") -> SitePolicy:

@@ -49,7 +49,9 @@ class Site:
                     break
 
     def take(self, event: SiteEvent) -> None:
-        """One thing that the coordinator says."""
+        """One thing that the coordinator says; what is about a job whose name is no file's has nothing here to change."""
+        if not _JOB.fullmatch(event.job) and not isinstance(event, Invited | Offered):
+            return
         if isinstance(event, Invited):
             self._join(event)
         elif isinstance(event, Offered):
@@ -81,7 +83,8 @@ class Site:
         self._link.consent(invited.job, True)
 
     def _answer(self, job: str, assignment: Assignment) -> None:
-        answer = self._parts[job].answer(assignment)
+        part, place = self._parts.get(job), (assignment.round, assignment.client, assignment.work)
+        answer = part.answer(assignment) if part else Failure(*place, "invalid", "this site does not take part in the job")
         self._link.answer(job, answer)
         told = f"failed: {answer.reason}" if isinstance(answer, Failure) else "answered"
         self._say(f"{job}: round {assignment.round + 1}, {assignment.client}, {assignment.work}: {told}")

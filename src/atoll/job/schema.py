@@ -40,11 +40,12 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _spelled_out(value: Any) -> Any:
+def spelled_out(value: Any) -> Any:
+    """A table that has nothing but a name may be written as that name."""
     return {"name": value} if isinstance(value, str) else value
 
 
-Choice = Annotated[Named, BeforeValidator(_spelled_out)]
+Choice = Annotated[Named, BeforeValidator(spelled_out)]
 
 
 class Evaluation(Section):
@@ -121,7 +122,7 @@ class Job(Section):
     local: Choice | None = None  # none: the algorithm says itself what its clients do
     algorithm: Choice
     transforms: list[Choice] = []
-    compress: Annotated[Compress | None, BeforeValidator(_spelled_out)] = None  # none: what `transforms` says
+    compress: Annotated[Compress | None, BeforeValidator(spelled_out)] = None  # none: what `transforms` says
     broadcast: Choice | None = None  # a transform that is a codec; none: the model goes to clients as it is
     policy: Choice = Named(name="synchronous")
     selection: Choice | None = None  # none: a random cohort

@@ -55,13 +55,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     Raises:
         ConfigError: the file can't be read, is not TOML, or an override can't be applied.
     """
+    return parse(read(path, "job file"), Path(path).name, overrides)
+
+
+def read(path: str | Path, what: str) -> str:
+    """The text of a TOML file that a person wrote; `what` it is, for the error. Raises ConfigError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file in UTF-8; a job file is TOML.") from None
+        raise ConfigError(f"{path} is not a text file in UTF-8; a {what} is TOML.") from None
     except OSError as error:
-        raise ConfigError(f"can't read the job file {path}: {error.strerror or error}.") from None
-    return parse(text, Path(path).name, overrides)
+        raise ConfigError(f"can't read the {what} {path}: {error.strerror or error}.") from None
 
 
 def parse(text: str, file: str = "job.toml", overrides: Sequence[str] = ()) -> Document:
