@@ -28,7 +28,7 @@ import torch
 from lora_cohort import known_ways
 from lora_setting import MODEL, RANK, SMALL, adapted, small_llama, speakers
 from products import Product
-from results import publish, verdict
+from results import publish, verdict, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -298,11 +298,12 @@ def main() -> None:
         row |= {f"within {COUNT_WITHIN:.0%}": verdict(off, at_most=COUNT_WITHIN)}
         counts.append(row | {"3 x forward": round(count.three_forward_flops(case.products) / 1e6, 3)})
     publish(f"gemm_counts{suffix}", counts, "the products that a step needs, forward and backward; see benchmarks/products.py")
-    for case in chosen:
-        found += shares(case, ways, peak, repeats, at_least_s / 5)
-        gc.collect()
     note = f"medians of {repeats} rounds, in turn; one thread a process; the peak of as many threads as the row has processes"
-    publish(f"gemm_share{suffix}", found, note)
+    for case in chosen:  # a table each: whoever stops here has those before
+        found += shares(case, ways, peak, repeats, at_least_s / 5)
+        publish(f"gemm_share{suffix}", [row for row in found if row["model"] == case.name], note)
+        gc.collect()
+    write(f"gemm_share{suffix}", found, note)
 
 
 if __name__ == "__main__":

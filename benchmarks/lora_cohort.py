@@ -128,16 +128,25 @@ def table(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     ways = known_ways()
     cases = [(way, count) for count in options.clients for way in ways]
     found: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}
-    for _ in range(options.repeats):
-        for way, count in cases:
-            found[way, count].append(in_process(options, way, count, folder / f"{way}-{count}.safetensors"))
+    try:
+        for number in range(options.repeats):
+            for way, count in cases:
+                one = in_process(options, way, count, folder / f"{way}-{count}.safetensors")
+                found[way, count].append(one)
+                print(f"==> run {number + 1} of {options.repeats}: {way}, {count} clients: {one['seconds']:.2f} s", flush=True)
+    except KeyboardInterrupt:
+        print("stopped: the table is of what was measured until here")
+    counts = [count for count in options.clients if all(found[way, count] for way in ways)]
+    if not counts:
+        raise SystemExit("stopped before any number of clients was measured in every way")
+    cases = [(way, count) for way, count in cases if count in counts]
     rows = []
     tokens = options.batch_size * options.steps * options.length
-    alone = statistics.median(x["peak_mib"] - x["floor_mib"] for x in found["eager", options.clients[0]]) / options.clients[0]
+    alone = statistics.median(x["peak_mib"] - x["floor_mib"] for x in found["eager", counts[0]]) / counts[0]
     for way, count in cases:
         own, eager = found[way, count], found["eager", count]
         speed = count * tokens / statistics.median(x["seconds"] for x in own)
-        ratio = statistics.median(e["seconds"] / x["seconds"] for e, x in zip(eager, own, strict=True))
+        ratio = statistics.median(e["seconds"] / x["seconds"] for e, x in zip(eager, own, strict=False))
         peak, floor = (statistics.median(x[key] for x in own) for key in ("peak_mib", "floor_mib"))
         at_once = max(x["at_once"] for x in own)
         expected = floor + at_once * alone + count * own[0]["adapter_mib"]
