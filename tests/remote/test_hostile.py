@@ -13,12 +13,13 @@ from atoll.errors import ConfigError, RemoteError
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.channel import METHODS, SERVICE, SITE_KEY
 from atoll.remote.chunks import Chunk
+from atoll.remote.contents import pieces
 from atoll.remote.desk import place_to
 from atoll.remote.hub import Hub
 from atoll.remote.link import Link
+from atoll.remote.marks import mark_of
 from atoll.remote.values import CHUNK_BYTES, Blob, Place, key_of
 from atoll.types import Failure, Update
-from atoll.wire import frame
 from tests.remote.ends import JOB, NORTH, QUICK, SOUTH, answer_of, ask_for, hub_at, link_to, offered, reply, tree_of, until
 
 
@@ -68,7 +69,7 @@ def parcel(hub: Hub, data: bytes, **more: object) -> pb.Parcel:
 
 
 def chunk(data: bytes, parcel: pb.Parcel) -> Chunk:
-    return Chunk.of(data, parcel)
+    return Chunk(data, mark_of(hashlib.sha256(data)), parcel)
 
 
 def bytes_of(hub: Hub) -> int:
@@ -127,7 +128,7 @@ def test_bytes_of_another_digest_are_dropped_and_after_three_times_the_client_ha
     assert (failure.kind, "not of the digest" in failure.reason) == ("invalid", True)
 
 
-@pytest.mark.parametrize("data", [b"this is no frame", b"".join(frame.write(reply(ask_for(tree_of(3), SOUTH))))])
+@pytest.mark.parametrize("data", [b"this is no frame", b"".join(pieces(reply(ask_for(tree_of(3), SOUTH))))])
 def test_what_is_no_answer_to_this_work_is_a_failure(hub: Hub, raw: Raw, data: bytes) -> None:
     """The second is a frame in which the north speaks for the south."""
     raw.call("Push", iter([chunk(data, parcel=parcel(hub, data))]))
@@ -153,7 +154,7 @@ def test_a_site_sees_and_answers_what_is_its_own_alone(hub: Hub, raw: Raw) -> No
 
 
 def test_an_answer_counts_once_and_the_first_one_counts(hub: Hub, raw: Raw) -> None:
-    data, other = (b"".join(frame.write(reply(ask_for(tree_of(10)), weight=weight))) for weight in (1.0, 2.0))
+    data, other = (b"".join(pieces(reply(ask_for(tree_of(10)), weight=weight))) for weight in (1.0, 2.0))
     for _ in range(2):
         receipt = raw.call("Push", iter([chunk(data, parcel=parcel(hub, data))]))
         assert receipt.complete  # type: ignore[attr-defined]

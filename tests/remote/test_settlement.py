@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from atoll.errors import RemoteError
+from atoll.remote.spool import spelled
 from atoll.remote.values import Acknowledged, Cancelled, Closed, Consent, Invited, Offered, Place, Refused
 from atoll.types import Update
 from tests.remote.ends import (
@@ -240,3 +241,65 @@ def test_a_site_that_is_killed_in_mid_transfer_ends_its_work_after_a_restart(tmp
             site.send_signal(signal.SIGKILL)
             site.wait(SOON_S)
             line.close()
+
+
+def test_what_was_accepted_outlives_the_withdrawal_of_the_rest(tmp_path: Path) -> None:
+    """One site, two clients: one was heard and the other is cancelled, while the line is cut."""
+    with hub_at(tmp_path / "hub") as hub:
+        hub.open(JOB, {NORTH: "north", SOUTH: "north"})
+        hub.offer(JOB, [ask_for(TREE), ask_for(TREE, SOUTH)])
+        line = Proxy(hub.address)
+        with link_to(line.address, tmp_path / "site") as link:
+            first, second = offered(link), offered(link)
+            link.answer(JOB, reply(first))
+            answer = answer_of(hub)
+            assert link.wanted(JOB, Place(0, second.client, "train"))
+            line.close()
+            until(lambda: hub.progress(JOB)[second.client].doing == "offline", "the hub did not see it go")
+            assert isinstance(answer, Update)
+            hub.acknowledge(JOB, answer)
+            hub.cancel(JOB, 0, "train")
+        with link_to(hub.address, tmp_path / "site") as link:
+            seen = []
+            for each in link.events(SOON_S):
+                seen.append(each)
+                if isinstance(each, Cancelled):
+                    break
+            assert Acknowledged(JOB, Place(0, first.client, "train")) in seen
+
+
+def test_a_job_that_fails_tells_who_is_there_and_who_comes(tmp_path: Path) -> None:
+    with hub_at(tmp_path / "hub") as hub:
+        hub.open(JOB, {NORTH: "north", SOUTH: "south"})
+        hub.offer(JOB, [ask_for(TREE)])
+        with link_to(hub.address, tmp_path / "site") as link:
+            place = Place(0, offered(link).client, "train")
+            assert link.wanted(JOB, place)
+            hub.fail(JOB, "out of disk")
+            assert event(link, Closed) == Closed(JOB, "out of disk")
+            assert not link.wanted(JOB, place)
+            with link_to(hub.address, tmp_path / "late", "south") as late:
+                assert event(late, Closed) == Closed(JOB, "out of disk")
+            hub.open(JOB, {NORTH: "north", SOUTH: "south"})
+            assert event(link, Invited)
+            hub.offer(JOB, [ask_for(TREE)])
+            link.answer(JOB, reply(offered(link)))
+            assert answer_of(hub)
+
+
+def test_what_jobs_left_half_way_is_swept(tmp_path: Path) -> None:
+    """Parts of which no job tells any more, at both ends; an end tells of what is outstanding, and keeps nothing else."""
+    hub_parts, site_parts = tmp_path / "hub" / "jobs" / spelled(JOB) / "inbox", tmp_path / "site" / "trees"
+    for folder in (hub_parts, site_parts):
+        folder.mkdir(parents=True)
+        (folder / f"{'0' * 64}.part").write_bytes(b"half")
+    with hub_at(tmp_path / "hub") as hub, link_to(hub.address, tmp_path / "site") as link:
+        hub.open(JOB, {NORTH: "north"})
+        hub.offer(JOB, [ask_for(TREE)])
+        link.answer(JOB, reply(offered(link)))
+        answer = answer_of(hub)
+        assert isinstance(answer, Update)
+        hub.acknowledge(JOB, answer)
+        settled(link)
+        assert not list(hub_parts.iterdir())
+        assert not list(site_parts.iterdir())

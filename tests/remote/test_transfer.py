@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -211,49 +208,3 @@ def test_thirty_two_sites_answer_and_nothing_is_lost(tmp_path: Path) -> None:
         finally:
             for each in links:
                 each.__exit__(None, None, None)
-
-
-MEMORY = """
-import resource, sys
-import os
-import subprocess
-import sys
-from pathlib import Path
-from atoll.remote.link import Link
-from atoll.remote.values import Closed, Invited, Offered
-from atoll.types import Update
-from tests.remote.ends import QUICK
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-link, before = Link(sys.argv[1], None, "north", Path(sys.argv[2]), insecure=True, limits=QUICK), None
-for event in link.events(60.0):
-    if isinstance(event, Invited):
-        link.consent(event.job, True)
-    elif isinstance(event, Offered):
-        before = before or peak()  # one small exchange has warmed everything up
-        link.answer(event.job, Update(*event.assignment[:4], 1.0, {}))
-    elif isinstance(event, Closed):
-        break
-    del event
-print(peak() - before)
-"""
-
-
-@pytest.mark.slow
-def test_a_site_holds_one_model_and_little_more(tmp_path: Path) -> None:
-    """A large model three times over: fetched, answered with, acknowledged."""
-    numbers = 32_000_000
-    with hub_at(tmp_path / "hub") as hub:
-        hub.open(JOB, {NORTH: "north"})
-        root = Path(__file__).parents[2]
-        place = {**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}"}
-        program = [sys.executable, "-c", MEMORY, hub.address, str(tmp_path / "site")]
-        with subprocess.Popen(program, cwd=root, env=place, stdout=subprocess.PIPE, text=True) as site:
-            for round, tree in enumerate([tree_of(10), *[{"w": torch.full((numbers,), float(i))} for i in range(3)]]):
-                hub.offer(JOB, [ask_for(tree, round=round)])
-                answer = answer_of(hub)
-                assert isinstance(answer, Update)
-                hub.acknowledge(JOB, answer)
-                del answer
-            hub.close(JOB)
-            grown, _ = site.communicate(timeout=60.0)
-    assert int(grown) < 4 * numbers + (64 << 20)

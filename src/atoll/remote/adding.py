@@ -20,12 +20,12 @@ class Adding:
         """Begin a write, at once; return when the one before has ended. Raises what that one has raised."""
         before, self._last = self._last, self._threads.submit(_after, self._last, write, *arguments)
         if before is not None:
-            await asyncio.shield(asyncio.wrap_future(before))
+            await _ended(before)
 
     async def end(self) -> None:
         """Return when all have ended. Raises what the last one has raised."""
         if self._last is not None:
-            await asyncio.shield(asyncio.wrap_future(self._last))
+            await _ended(self._last)
 
     async def settle(self) -> None:
         """Return when all have ended, whatever became of them."""
@@ -33,6 +33,13 @@ class Adding:
             done, _ = await asyncio.wait([asyncio.wrap_future(self._last)])
             for future in done:
                 future.exception()  # `then` or `end` has raised it, or nobody is there to hear it
+
+
+async def _ended(write: Future[Any]) -> None:
+    if write.done():
+        write.result()
+    else:
+        await asyncio.shield(asyncio.wrap_future(write))
 
 
 def _after(before: Future[Any] | None, write: Callable[..., object], *arguments: object) -> None:

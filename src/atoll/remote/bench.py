@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from atoll.remote import protocol_pb2 as pb
-from atoll.remote.desk import place_from, place_to
+from atoll.remote.desk import blob_from, place_from, place_to
 from atoll.remote.outbox import Letter, Outbox
 from atoll.remote.spool import Spool
 from atoll.remote.values import Acknowledged, Blob, Cancelled, Closed, Consent, Invited, Limits, Place, Refused, SiteEvent, key_of
@@ -71,7 +71,7 @@ class Bench:
 
     def offered(self, said: pb.Offer) -> Work | Letter | None:
         """What to do about an offer: fetch its tree, send its answer, or nothing, as it is being worked at."""
-        job, place, tree = said.place.job, place_from(said.place), Blob(said.tree.digest, said.tree.size_bytes)
+        job, place, tree = said.place.job, place_from(said.place), blob_from(said.tree)
         key = key_of(tree, said.seed)
         with self.changed:
             for old_job, old in [*self.works, *self.outbox.letters]:
@@ -95,6 +95,10 @@ class Bench:
                 work.state, work.text = "fetched", ""
                 self.items.append(work)
                 self.changed.notify_all()
+
+    def wants(self, work: Work) -> bool:
+        """It is still asked for, in this very form."""
+        return self.works.get((work.job, work.place)) is work
 
     def begin(self, work: Work) -> bool:
         """Its tree is read; False: it was withdrawn meanwhile."""
@@ -147,7 +151,7 @@ class Bench:
                 if job == said.job and not self._logged(job, place):
                     self._forget(job, place)
             self.consents.pop(said.job, None)
-            self._add(Closed(said.job))
+            self._add(Closed(said.job, said.failed))
             self.trees.keep([work.tree for work in self.works.values()])
 
     def dealt_with(self, item: SiteEvent) -> None:
@@ -201,6 +205,8 @@ class Bench:
             other.tree == work.tree and other.state != "answered" for other in self.works.values()
         ):
             self.trees.drop(work.tree)
+        if all(other.state == "answered" for other in self.works.values()):
+            self.trees.keep([])  # left by works that were withdrawn while this site was away
 
     def _confirm(self, parcel: pb.Parcel) -> None:
         self.say(pb.SiteMessage(settled=pb.Settled(parcel=parcel)))

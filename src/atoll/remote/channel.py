@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from atoll.errors import ConfigError
 from atoll.remote import protocol_pb2 as pb
@@ -18,6 +19,8 @@ SERVICE = "atoll.remote.v1.Coordinator"
 SITE_KEY = "atoll-site"  # metadata: the site's name, where there is no certificate to say it
 MOST_MESSAGE_BYTES = 1 << 22
 Codec: TypeAlias = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
+GARBLED = object()  # what a server reads in the place of bytes that are no message
+NO_MESSAGE = "these bytes are no message of Atoll; something else calls here, or it is damaged"
 
 
 def _codec(message: Any) -> Codec:
@@ -57,12 +60,23 @@ CHANNEL_OPTIONS = [
 
 
 def handlers(service: Any) -> grpc.GenericRpcHandler:
-    """The methods of `service`, named in lower case, as a server takes them."""
+    """The methods of `service`, named in lower case, as a server takes them; bytes that are no message are GARBLED."""
     made = {}
     for name, (shape, asked, answered) in METHODS.items():
         handler = getattr(grpc, f"{shape}_rpc_method_handler")
-        made[name] = handler(getattr(service, name.lower()), request_deserializer=asked[1], response_serializer=answered[0])
+        method, read = getattr(service, name.lower()), _reading(asked[1])
+        made[name] = handler(method, request_deserializer=read, response_serializer=answered[0])
     return grpc.method_handlers_generic_handler(SERVICE, made)
+
+
+def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def found(data: bytes) -> Any:
+        try:
+            return read(data)
+        except (DecodeError, ValueError):
+            return GARBLED  # gRPC would answer with a traceback in the log
+
+    return found
 
 
 def stub(channel: grpc.aio.Channel, name: str) -> Any:

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import NamedTuple
 
 from atoll.remote import protocol_pb2 as pb
 from atoll.wire.octets import number
 
-_DATA, _CRC = b"\x0a", b"\x15"  # field 1, of a length; field 2, of four bytes
+_DATA, _MARK = b"\x0a", b"\x2d"  # field 1, of a length; field 5, of four bytes
 
 
 class Chunk(NamedTuple):
     """Bytes of a blob, and of the first one of an answer what they are."""
 
     data: bytes | memoryview
-    crc32: int
+    mark: int  # of the blob up to the end of `data`, see `marks`
     parcel: pb.Parcel | None = None
     offset: int = 0
-
-    @classmethod
-    def of(cls, data: bytes, parcel: pb.Parcel | None = None, offset: int = 0) -> Chunk:
-        """With the checksum of `data`."""
-        return cls(data, zlib.crc32(data), parcel, offset)
 
 
 def pack(chunk: Chunk) -> bytes:
     """As `Chunk.SerializeToString` of the protocol's class would.
 
-    >>> pack(Chunk.of(b"abc")) == pb.Chunk(data=b"abc", crc32=zlib.crc32(b"abc")).SerializeToString()
+    >>> pack(Chunk(b"abc", 7)) == pb.Chunk(data=b"abc", mark=7).SerializeToString()
     True
     """
     named = pb.Chunk(parcel=chunk.parcel, offset=chunk.offset).SerializeToString() if chunk.parcel is not None else b""
-    return b"".join((_DATA, number(len(chunk.data)), chunk.data, _CRC, chunk.crc32.to_bytes(4, "little"), named))
+    return b"".join((_DATA, number(len(chunk.data)), chunk.data, named, _MARK, chunk.mark.to_bytes(4, "little")))
 
 
 def unpack(data: bytes) -> Chunk:
     """What `pack`, or any protobuf of another language, has written. ValueError where it is no such message.
 
-    >>> bytes(unpack(pack(Chunk.of(b"abc"))).data)
+    >>> bytes(unpack(pack(Chunk(b"abc", 7))).data)
     b'abc'
     """
     if data[:1] != _DATA:
         rest = pb.Chunk.FromString(data)
-        return Chunk(rest.data, rest.crc32, rest.parcel, rest.offset)
+        return Chunk(rest.data, rest.mark, rest.parcel, rest.offset)
     at = length = shift = 0
     for at in range(1, min(len(data), 11)):
         length |= (data[at] & 0x7F) << shift
@@ -56,4 +50,4 @@ def unpack(data: bytes) -> Chunk:
     rest = pb.Chunk.FromString(data[ends:])
     if rest.data:
         raise ValueError("a chunk holds its data twice")
-    return Chunk(memoryview(data)[at + 1 : ends], rest.crc32, rest.parcel, rest.offset)
+    return Chunk(memoryview(data)[at + 1 : ends], rest.mark, rest.parcel, rest.offset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from atoll.errors import RemoteError
 from atoll.remote import protocol_pb2 as pb
-from atoll.remote.values import Blob, Consent, Doing, Place, Progress, key_of
+from atoll.remote.values import Blob, Consent, Doing, Place, Presence, Progress, key_of
 from atoll.store import files
 from atoll.types import ClientId
 
@@ -70,6 +71,7 @@ class Desk:
 
     def __init__(self, job: str, folder: Path) -> None:
         self.job, self.sites, self.brief = job, dict[ClientId, str](), b""
+        self.failed = ""  # why, where the job has failed here
         self.consents: dict[str, Consent] = {}
         self.tasks: dict[Place, Task] = {}
         self.landed: deque[Place] = deque()  # here, and not yet given to the engine
@@ -109,7 +111,9 @@ class Desk:
         for (place, digest), (its, accepted) in self.settled.items():
             if its == site:
                 yield self.settlement(place, digest, accepted)
-        if site in self.members():
+        if self.failed:
+            yield pb.CoordinatorMessage(ending=pb.Ending(job=self.job, failed=self.failed))
+        elif site in self.members():
             yield self.invitation(site)
 
     def recall(self, parcel: pb.Parcel, site: str) -> None:
@@ -135,6 +139,16 @@ class Desk:
             for task in self.tasks.values():
                 if task.site == site and not task.here:
                     yield task.offer(self.job)
+
+    def presence(self, online: Collection[str], heard: Mapping[str, float], gone: Mapping[str, float]) -> dict[str, Presence]:
+        """By site. `heard`: when those online last spoke; `gone`: when others went."""
+        now, found, clients = time.monotonic(), dict[str, Presence](), dict[str, list[ClientId]]()
+        for client, site in self.sites.items():
+            clients.setdefault(site, []).append(client)
+        for site, its in clients.items():
+            seen = (heard if site in online else gone).get(site)
+            found[site] = Presence(tuple(its), site in online, None if seen is None else now - seen, self.consents.get(site))
+        return found
 
     def progress(self, online: Collection[str], gone: Mapping[str, float]) -> dict[ClientId, Progress]:
         """By client. `online`: sites; `gone`: sites, and when they went."""
@@ -190,3 +204,10 @@ def place_to(job: str, place: Place) -> pb.Place:
 def place_from(place: pb.Place) -> Place:
     """From the network."""
     return Place(place.round, ClientId(place.client), place.work)
+
+
+def blob_from(blob: pb.Blob) -> Blob:
+    """From the network. Raises RemoteError where the digest is none: it is about to be a file's name."""
+    if not re.fullmatch("[0-9a-f]{64}", blob.digest):
+        raise RemoteError(f"{blob.digest[:80]!r} is not a SHA-256; the other end is damaged or hostile")
+    return Blob(blob.digest, blob.size_bytes)

@@ -19,10 +19,9 @@ from atoll.remote import protocol_pb2 as pb
 from atoll.remote.adding import Adding
 from atoll.remote.bench import Bench, Work, nobody_listens, parcel_to
 from atoll.remote.channel import SITE_KEY, stub
-from atoll.remote.chunks import Chunk
 from atoll.remote.outbox import Letter
 from atoll.remote.spool import Damaged, Moved
-from atoll.remote.values import CHUNK_BYTES, NEWEST, OLDEST, Limits
+from atoll.remote.values import NEWEST, OLDEST, Limits
 from atoll.types import Failure
 
 T = TypeVar("T")
@@ -83,7 +82,8 @@ class Line:
         number, spoke_s = 0, time.monotonic()
         while True:
             try:
-                messages = [await asyncio.wait_for(self._queue.get(), _PROGRESS_S)]
+                async with asyncio.timeout(_PROGRESS_S):
+                    messages = [await self._queue.get()]
             except TimeoutError:
                 messages = self._bench.moved()
                 if not messages and time.monotonic() - spoke_s > self._limits.ping_s:
@@ -146,6 +146,8 @@ class Line:
         """A tree, from where it stopped. True: it is here, or nobody wants it."""
         trees = self._bench.trees
         async with self._fetching.setdefault(work.tree.digest, asyncio.Lock()):  # several works may need one tree
+            if not self._bench.wants(work):
+                return True  # withdrawn, and its part dropped
             if not trees.has(work.tree):
                 try:
                     part = await self._thread(trees.part, work.tree)
@@ -172,7 +174,7 @@ class Line:
         adding = Adding(self._threads)
         try:
             while (chunk := await _within(call.read(), self._limits.stall_s)) is not grpc.aio.EOF:
-                await adding.then(self._bench.trees.add, work.tree, at, chunk.data, chunk.crc32)
+                await adding.then(self._bench.trees.add, work.tree, at, chunk.data, chunk.mark)
                 at += len(chunk.data)
             await adding.end()
             if await call.code() != grpc.StatusCode.OK or at < work.tree.size_bytes:
@@ -183,22 +185,23 @@ class Line:
 
     async def _put(self, letter: Letter) -> bool:
         """An answer, from where it stopped. True: it is there, or nobody wants it now."""
-        parcel = parcel_to(letter)
+        parcel, outbox = parcel_to(letter), self._bench.outbox
         there = await self._have(parcel, metadata=self._meta, timeout=self._limits.stall_s)
         if there.complete or not there.wanted:
             return True
         try:
-            file = os.open(self._bench.outbox.path(letter), os.O_RDONLY)
+            file = os.open(outbox.path(letter), os.O_RDONLY)
         except OSError:
             return True  # settled meanwhile
         call = self._push(metadata=self._meta)
         try:
-            at, reading = there.offset, self._thread(_read, file, there.offset)
-            while data := await reading:
-                reading = self._thread(_read, file, at + len(data))
-                chunk = Chunk.of(data, parcel if at == there.offset else None, at)
+            at, reading = there.offset, self._thread(outbox.chunk, letter, file, there.offset)
+            while (chunk := await reading) is not None:
+                if at == there.offset:
+                    chunk = chunk._replace(parcel=parcel, offset=at)
+                at += len(chunk.data)
+                reading = self._thread(outbox.chunk, letter, file, at)
                 await _within(call.write(chunk), self._limits.stall_s)
-                at += len(data)
             await call.done_writing()
             receipt = await _within(call, self._limits.stall_s)
             return bool(receipt.complete or not receipt.wanted)
@@ -218,10 +221,7 @@ def _refusal(work: Work, error: RemoteError) -> Failure:
     return Failure(*work.place, "error", f"its site does not take the tree: {error}")
 
 
-def _read(file: int, at: int) -> bytes:
-    return os.pread(file, CHUNK_BYTES, at)
-
-
 async def _within(doing: Awaitable[T], timeout_s: float) -> T:
     """What it gives; TimeoutError where it does not move for so long."""
-    return await asyncio.wait_for(doing, timeout_s)
+    async with asyncio.timeout(timeout_s):
+        return await doing

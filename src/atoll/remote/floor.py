@@ -11,7 +11,7 @@ from typing import Any
 
 from atoll.errors import RemoteError
 from atoll.remote import protocol_pb2 as pb
-from atoll.remote.desk import Desk, Task, Unknown, place_from
+from atoll.remote.desk import Desk, Task, Unknown, blob_from, place_from
 from atoll.remote.service import Session
 from atoll.remote.spool import Damaged, Spool
 from atoll.remote.values import Blob, Consent, Limits
@@ -55,14 +55,14 @@ class Floor:
                 old.say(None)  # a line that was cut and not yet missed
             self.sessions[session.site], self.held[session.site] = session, held
             self.heard_s[session.site] = time.monotonic()
-            for message in self.unsaid.pop(session.site, []):
-                session.say(message)
-            for job in {parcel.place.job for parcel in held} & self.ended:
-                session.say(ending(job))
             for desk in self.desks.values():
                 if session.site in desk.members():
                     desk.consents.pop(session.site, None)
                     self.greet(desk, session)
+            for message in self.unsaid.pop(session.site, []):
+                session.say(message)  # after what is settled: a withdrawal of the rest must not undo that
+            for job in {parcel.place.job for parcel in held} & self.ended:
+                session.say(ending(job))
             self.changed.notify_all()
 
     def went(self, session: Session) -> None:
@@ -92,6 +92,7 @@ class Floor:
                 self.changed.notify_all()
             elif kind == "settled":
                 desk.confirm(place_from(said.parcel.place), said.parcel.blob.digest, session.site)
+                self.changed.notify_all()
             elif kind == "progress":
                 desk.moved(session.site, said)
             elif kind == "line":
@@ -113,7 +114,7 @@ class Floor:
 
     def have(self, site: str, parcel: pb.Parcel) -> pb.Receipt:
         """How much of an answer is here. Raises Unknown where this site has no part in it, and what `Spool.part` raises."""
-        task, blob = self._task(site, parcel), Blob(parcel.blob.digest, parcel.blob.size_bytes)
+        task, blob = self._task(site, parcel), blob_from(parcel.blob)
         if task is None:
             return pb.Receipt(wanted=False)
         if task.here:
@@ -144,13 +145,13 @@ class Floor:
         size_bytes = parcel.blob.size_bytes
         return pb.Receipt(offset=size_bytes, complete=landed is not None, wanted=landed is not None)
 
-    def add(self, site: str, parcel: pb.Parcel, at: int, data: bytes | memoryview, crc32: int) -> None:
+    def add(self, site: str, parcel: pb.Parcel, at: int, data: bytes | memoryview, mark: int) -> None:
         """Bytes of an answer. Raises what `Spool.add` raises, and Unknown where it is not wanted any more."""
         task = self._task(site, parcel)
         if task is None or task.here:
             raise Unknown("this answer is not wanted any more")
-        blob = Blob(parcel.blob.digest, parcel.blob.size_bytes)
-        task.at("pushing", self.inboxes[parcel.place.job].add(blob, at, data, crc32), blob.size_bytes)
+        blob = blob_from(parcel.blob)
+        task.at("pushing", self.inboxes[parcel.place.job].add(blob, at, data, mark), blob.size_bytes)
 
     def asked(self, site: str, name: str, body: bytes) -> bytes:
         """What the layer above answers."""
@@ -192,6 +193,8 @@ class Floor:
             for blob in filter(None, (task.answer, task.coming)):
                 self.inboxes[desk.job].drop(blob)
         desk.landed = deque(place for place in desk.landed if place in desk.tasks)
+        if not desk.tasks:  # nothing is on its way: parts are of answers that nobody waits for
+            self.inboxes[desk.job].keep([])
         self.sweep()
         self.changed.notify_all()
 
@@ -201,6 +204,6 @@ class Floor:
             self.trees.keep({task.tree for desk in self.desks.values() for task in desk.tasks.values()})
 
 
-def ending(job: str) -> pb.CoordinatorMessage:
+def ending(job: str, failed: str = "") -> pb.CoordinatorMessage:
     """A job's end, as it goes to a site."""
-    return pb.CoordinatorMessage(ending=pb.Ending(job=job))
+    return pb.CoordinatorMessage(ending=pb.Ending(job=job, failed=failed))

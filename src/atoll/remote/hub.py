@@ -14,14 +14,15 @@ import grpc.aio
 from atoll.errors import ConfigError, FrameError, RemoteError, StoreError
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.channel import SERVER_OPTIONS, check_address, handlers, server_credentials
+from atoll.remote.contents import load, pieces
 from atoll.remote.desk import Desk, Task
 from atoll.remote.floor import Floor, ending
 from atoll.remote.loop import Loop
+from atoll.remote.recorded import recorded
 from atoll.remote.service import Service
-from atoll.remote.spool import Spool, load, spelled
-from atoll.remote.values import Blob, Consent, Credentials, Limits, Place, Progress, place_of
+from atoll.remote.spool import Spool, spelled
+from atoll.remote.values import Blob, Consent, Credentials, Limits, Place, Presence, Progress, place_of
 from atoll.types import Answer, Assignment, ClientId, Failure, Update
-from atoll.wire import frame
 
 
 class Hub:
@@ -36,8 +37,10 @@ class Hub:
         who: Callable[[bytes], str] | None = None,  # certificate in PEM -> site; raises AtollError where it is revoked or unknown
         insecure: bool = False,
         limits: Limits = Limits(),  # noqa: B008
-        ask: Callable[[str, str, bytes], bytes] | None = None,  # (site, question, body) -> body, for `Link.ask`
+        ask: Callable[[str, str, bytes], bytes] | None = None,  # (who, question, body) -> body, for `Link.ask`
+        who_asks: Callable[[bytes], str] | None = None,  # as `who`, of those who may `ask`; None: sites alone
         heard: Callable[[str, str, str], None] | None = None,  # (site, job, line): what `Link.log` sends
+        refused: Callable[[str, str, str], object] | None = None,  # (caller, what it asked, why not), for a record of it
     ) -> None:
         """Listen. Raises RemoteError where the port can't be had, ConfigError where TLS is missing and not waived."""
         check_address(address, credentials, insecure)
@@ -48,7 +51,9 @@ class Hub:
         shutil.rmtree(folder / "trees", ignore_errors=True)  # offered anew, they are written anew
         self._floor = Floor(folder, limits, heard or _unheard, ask)
         self._loop = Loop("atoll-hub")
-        self._service = Service(self._floor, self.release, who if credentials is not None else None, limits, self._loop.loop)
+        believed = who if credentials is not None else None
+        self._service = Service(self._floor, self.release, believed, limits, self._loop.loop, who_asks)
+        self._calls = recorded(self._service, believed, refused or _unheard, self._service.threads)
         try:
             self._server, self._address = self._loop.run(self._listen(address), 30.0)
         except BaseException:
@@ -57,7 +62,7 @@ class Hub:
 
     async def _listen(self, address: str) -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((handlers(self._service),))
+        server.add_generic_rpc_handlers((handlers(self._calls),))
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(address)
@@ -90,8 +95,8 @@ class Hub:
                 desk = self._floor.desks[job] = Desk(job, self.folder / "jobs" / spelled(job))
                 self._floor.inboxes[job] = Spool(self.folder / "jobs" / spelled(job) / "inbox", self.limits)
                 self._floor.ended.discard(job)
-            before = {site: desk.invitation(site) for site in desk.members()}
-            desk.sites, desk.brief = dict(sites), brief
+            before = {} if desk.failed else {site: desk.invitation(site) for site in desk.members()}
+            desk.sites, desk.brief, desk.failed = dict(sites), brief, ""
             desk.accepted |= {place_of(answer) for answer in accepted if isinstance(answer, Update)}
             for site, session in self._floor.sessions.items():
                 if site in desk.members() and desk.invitation(site) != before.get(site):
@@ -139,7 +144,7 @@ class Hub:
     def _write(self, assignment: Assignment) -> Blob:
         """The tree as a blob: a frame that is the same for whoever is sent it, with any seed."""
         plain = assignment._replace(round=0, client=ClientId(""), work="", seed=0)
-        return self._floor.trees.put(frame.write(plain))
+        return self._floor.trees.put(pieces(plain))
 
     def _offer(self, desk: Desk, assignment: Assignment, blob: Blob) -> None:
         place = place_of(assignment)
@@ -222,10 +227,28 @@ class Hub:
         with self._floor.changed:
             return self._floor.desk(job).progress(self._floor.sessions.keys(), self._floor.went_s)
 
+    def presence(self, job: str) -> Mapping[str, Presence]:
+        """The sites of a job: whether each is there, and what it has said to the invitation."""
+        with self._floor.changed:
+            return self._floor.desk(job).presence(self._floor.sessions.keys(), self._floor.heard_s, self._floor.went_s)
+
+    def unconfirmed(self, job: str) -> frozenset[str]:
+        """Sites that have not said yet that they know what of theirs was accepted, and that their memory is committed."""
+        with self._floor.changed:
+            desk = self._floor.desk(job)
+            return frozenset(site for site, accepted in desk.settled.values() if accepted and site in desk.members())
+
     def sites(self) -> Mapping[str, float]:
         """Seconds since each site that has a session was last heard, whatever its jobs."""
         with self._floor.changed:
             return {site: time.monotonic() - self._floor.heard_s[site] for site in self._floor.sessions}
+
+    def still_s(self, site: str) -> float:
+        """Seconds since anything that this site is asked for, in any job, was seen to move; 0 where it is asked for nothing."""
+        with self._floor.changed:
+            tasks = [task for desk in self._floor.desks.values() for task in desk.tasks.values()]
+            moved_s = [task.moved_s for task in tasks if task.site == site and not task.here]
+        return time.monotonic() - max(moved_s) if moved_s else 0.0
 
     def close(self, job: str) -> None:
         """The job has ended: tell its sites, and free what is spooled for it."""
@@ -246,6 +269,22 @@ class Hub:
             shutil.rmtree(self.folder / "jobs" / spelled(job), ignore_errors=True)
             self._floor.sweep()
             self._floor.changed.notify_all()
+
+    def fail(self, job: str, why: str) -> None:
+        """The job has failed here, and may be opened again: tell its sites, now or when they are next there."""
+        with self._floor.changed:
+            desk = self._floor.desks.get(job)
+            if desk is None:
+                return  # nobody was invited
+            gone, desk.failed = list(desk.tasks.values()), why
+            desk.tasks.clear()
+            self._floor.free(desk, gone)
+            for site in desk.members() & self._floor.sessions.keys():
+                self._floor.tell(site, ending(job, why))
+
+    def turns(self, timeout_s: float) -> bool:
+        """Does its thread take up a call within this time? If not, only a restart helps."""
+        return self._loop.turns(timeout_s)
 
     def renew(self, credentials: Credentials) -> None:
         """Use this certificate from the next handshake on; sessions go on."""
@@ -269,5 +308,5 @@ class Hub:
             spool.close()
 
 
-def _unheard(site: str, job: str, line: str) -> None:
-    """Lines of logs that nobody listens to."""
+def _unheard(*told: str) -> None:
+    """Lines of logs, and refusals, that nobody listens to."""

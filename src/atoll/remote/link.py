@@ -14,8 +14,8 @@ from atoll.remote import protocol_pb2 as pb
 from atoll.remote.bench import Bench, Work, consent_to
 from atoll.remote.caller import Caller
 from atoll.remote.channel import check_address
+from atoll.remote.contents import load
 from atoll.remote.loop import Loop
-from atoll.remote.spool import load
 from atoll.remote.values import Consent, Credentials, Limits, Offered, Place, SiteEvent
 from atoll.types import Answer, Assignment, Failure
 
@@ -128,6 +128,11 @@ class Link:
         if work is not None:
             work.step, work.steps = step, steps
 
+    def wanted(self, job: str, place: Place) -> bool:
+        """Whether the work that was offered last for this place is still wanted. Cheap: ask at every step."""
+        work = self._bench.works.get((job, place))
+        return work is not None and work.state == "given"
+
     def log(self, job: str, line: str) -> None:
         """Send a line of the site's log, if there is a session; what the policy of the site forbids is not given here."""
         with self._bench.changed:
@@ -145,6 +150,10 @@ class Link:
         except (TimeoutError, asyncio.CancelledError):
             raise RemoteError(f"the coordinator gave no answer within {timeout_s:g} s") from None
         return bytes(reply.body)
+
+    def turns(self, timeout_s: float) -> bool:
+        """Does its thread take up a call within this time? If not, only a restart helps."""
+        return self._loop.turns(timeout_s)
 
     def renew(self, credentials: Credentials) -> None:
         """Use this certificate from now on: the session is made anew, transfers go on where they were."""

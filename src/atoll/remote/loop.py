@@ -39,6 +39,12 @@ class Loop:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(call, *arguments)
 
+    def turns(self, timeout_s: float) -> bool:
+        """Does it take up a call within this time?"""
+        turned = threading.Event()
+        self.soon(turned.set)
+        return turned.wait(timeout_s)
+
     def close(self, timeout_s: float = 5.0) -> None:
         """End what still runs in it, then the thread; twice is as good as once."""
         if self.loop.is_closed():

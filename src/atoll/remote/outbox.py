@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.errors import AtollError
+from atoll.remote.chunks import Chunk
+from atoll.remote.contents import pieces
 from atoll.remote.spool import Spool
 from atoll.remote.values import Blob, Limits, Place
 from atoll.store import files
 from atoll.types import Answer, ClientId
-from atoll.wire import frame
 
 
 class Letter(NamedTuple):
@@ -41,7 +42,7 @@ class Outbox:
 
     def put(self, job: str, key: str, answer: Answer) -> Letter:
         """Keep an answer. On return it survives the death of the process."""
-        blob = self._spool.put(frame.write(answer))
+        blob = self._spool.put(pieces(answer))
         place = Place(answer.round, answer.client, answer.work)
         said = {"job": job, "round": place.round, "client": place.client, "work": place.work, "key": key, "blob": [*blob]}
         with files.replacing(self._file(blob), 0) as file:
@@ -52,6 +53,11 @@ class Outbox:
     def path(self, letter: Letter) -> Path:
         """Its frame."""
         return self._spool.path(letter.blob)
+
+    def chunk(self, letter: Letter, file: int, at: int) -> Chunk | None:
+        """From `at` to the end of a chunk, out of its open file; None at its end. Raises Damaged."""
+        data, mark = self._spool.read(letter.blob, file, at)
+        return Chunk(data, mark) if data else None
 
     def drop(self, letter: Letter) -> None:
         """It is settled."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
-from atoll.errors import AtollError, RemoteError, StoreError
+from atoll.errors import AtollError, IdentityError, RemoteError, StoreError, UnknownName
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.adding import Adding
-from atoll.remote.channel import SITE_KEY
+from atoll.remote.channel import GARBLED, NO_MESSAGE, SITE_KEY
 from atoll.remote.chunks import Chunk
 from atoll.remote.desk import Unknown
 from atoll.remote.spool import Damaged, Moved
@@ -49,8 +49,10 @@ class Service:
         who: Callable[[bytes], str] | None,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
+        who_asks: Callable[[bytes], str] | None = None,
     ) -> None:
         self._floor, self._release, self._who, self._limits, self._loop = floor, release, who, limits, loop
+        self._who_asks = who_asks or who
         self.threads = ThreadPoolExecutor(4, "atoll-hub-disk")
 
     async def session(self, requests: Any, context: Context) -> None:
@@ -93,7 +95,8 @@ class Service:
         number = 0
         while True:
             try:
-                message = await asyncio.wait_for(session.queue.get(), self._limits.ping_s)
+                async with asyncio.timeout(self._limits.ping_s):
+                    message = await session.queue.get()
             except TimeoutError:
                 number += 1
                 message = pb.CoordinatorMessage(ping=pb.Ping(number=number))
@@ -114,21 +117,27 @@ class Service:
         """A tree that this site was offered, from an offset on."""
         site = await self._site(context)
         blob = Blob(want.blob.digest, want.blob.size_bytes)
+        if want.offset > blob.size_bytes:
+            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, f"{want.offset} is beyond the end of what is asked for")
         moved = await self._checked(context, self._thread(self._floor.fetching, site, want.job, blob))
         try:
             file = os.open(self._floor.trees.path(blob), os.O_RDONLY)
         except OSError:
             await _end(context, grpc.StatusCode.NOT_FOUND, "this tree is not wanted any more")
         try:
-            at, reading = want.offset, self._thread(_chunk, file, want.offset)
-            while (chunk := await reading) is not None:
+            at, reading = want.offset, self._thread(self._chunk, blob, file, want.offset)
+            while (chunk := await self._checked(context, reading)) is not None:
                 at += len(chunk.data)
-                reading = self._thread(_chunk, file, at)
+                reading = self._thread(self._chunk, blob, file, at)
                 await self._within(context, context.write(chunk), self._limits.stall_s, "does not read what it fetches")
                 moved(at)
         finally:
             await asyncio.wait([reading])
             os.close(file)
+
+    def _chunk(self, blob: Blob, file: int, at: int) -> Chunk | None:
+        data, mark = self._floor.trees.read(blob, file, at)
+        return Chunk(data, mark) if data else None
 
     async def have(self, parcel: pb.Parcel, context: Context) -> pb.Receipt:
         """How much of an answer is here, and whether it is wanted."""
@@ -147,7 +156,7 @@ class Service:
                     receipt = await self._checked(context, self._thread(self._floor.have, site, parcel))
                     if receipt.complete or not receipt.wanted or receipt.offset != at:
                         return receipt
-                await self._checked(context, adding.then(self._floor.add, site, parcel, at, chunk.data, chunk.crc32))
+                await self._checked(context, adding.then(self._floor.add, site, parcel, at, chunk.data, chunk.mark))
                 at += len(chunk.data)
             await self._checked(context, adding.end())
         finally:
@@ -165,18 +174,18 @@ class Service:
 
     async def ask(self, question: pb.Question, context: Context) -> pb.Reply:
         """What the layer above answers."""
-        site = await self._site(context)
+        site = await self._site(context, self._who_asks)
         body = await self._checked(context, self._thread(self._floor.asked, site, question.name, question.body))
         return pb.Reply(body=body)
 
-    async def _site(self, context: Context) -> str:
+    async def _site(self, context: Context, who: Callable[[bytes], str] | None = None) -> str:
         """Who calls, by the certificate; never by what is said in a message."""
         if self._who is None:
             name = dict(context.invocation_metadata() or ()).get(SITE_KEY, "")
             return str(name)
         shown = context.auth_context().get("x509_pem_cert", [])
         try:
-            return self._who(bytes(shown[0]) if shown else b"")
+            return (who or self._who)(bytes(shown[0]) if shown else b"")
         except AtollError as error:
             await _end(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
 
@@ -189,8 +198,10 @@ class Service:
             return await doing
         except (Damaged, Moved) as error:
             await _end(context, grpc.StatusCode.DATA_LOSS, str(error))
-        except Unknown as error:
+        except (Unknown, UnknownName) as error:
             await _end(context, grpc.StatusCode.NOT_FOUND, str(error))
+        except IdentityError as error:
+            await _end(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
         except StoreError as error:
             await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except AtollError as error:
@@ -198,14 +209,13 @@ class Service:
 
     async def _within(self, context: Context, doing: Awaitable[T], timeout_s: float, otherwise: str) -> T:
         try:
-            return await asyncio.wait_for(doing, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                found = await doing
         except TimeoutError:
             await _end(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"the site {otherwise} for {timeout_s:g} s")
-
-
-def _chunk(file: int, at: int) -> Chunk | None:
-    data = os.pread(file, CHUNK_BYTES, at)
-    return Chunk.of(data) if data else None
+        if found is GARBLED:
+            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, NO_MESSAGE)
+        return found
 
 
 async def _end(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:

@@ -9,18 +9,14 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
-from atoll.errors import FrameError, RemoteError, StoreError
-from atoll.remote.values import Blob, Limits
+from atoll.errors import RemoteError, StoreError
+from atoll.remote.marks import Hashed, mark_of
+from atoll.remote.values import CHUNK_BYTES, Blob, Limits
 from atoll.store import files
-from atoll.types import Assignment, Failure, Update
-from atoll.wire import frame
 
 _SLICE_BYTES = 1 << 22
 _PART = ".part"
@@ -48,6 +44,7 @@ class Spool:
     def __init__(self, folder: Path, limits: Limits = Limits()) -> None:  # noqa: B008
         self.folder, self._limits, self._guard = files.make_folder(folder), limits, threading.Lock()
         self._parts: dict[str, Part] = {}
+        self._hashed: dict[str, Hashed] = {}  # of blobs that are sent from here
         files.sweep(folder)
         for left in folder.iterdir():
             if not left.suffix:
@@ -63,7 +60,7 @@ class Spool:
 
     def put(self, pieces: Iterable[memoryview]) -> Blob:
         """Keep these bytes, one after another. Raises StoreError where the disk is full."""
-        hashed, size_bytes = hashlib.sha256(), 0
+        hashed = Hashed()
         temporary = self.folder / f".{next(_SERIAL)}-{os.getpid()}.tmp"
         try:
             with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
@@ -71,15 +68,33 @@ class Spool:
                     for at in range(0, len(piece), _SLICE_BYTES):
                         part = piece[at : at + _SLICE_BYTES]
                         done = hashing.submit(hashed.update, part)  # beside the disk
-                        size_bytes += _write(file, part)
+                        _write(file, part)
                         done.result()
-            blob = Blob(hashed.hexdigest(), size_bytes)
+            blob = Blob(hashed.digest, hashed.size_bytes)
             os.replace(temporary, self.path(blob))
         except OSError as error:
-            raise files.trouble(error, temporary, size_bytes) from error
+            raise files.trouble(error, temporary, hashed.size_bytes) from error
         finally:
             temporary.unlink(missing_ok=True)
+        self._hashed[blob.digest] = hashed
         return blob
+
+    def read(self, blob: Blob, file: int, at: int) -> tuple[bytes, int]:
+        """From `at` to the end of a chunk, out of a blob's open file, and the mark there; no bytes at its end.
+
+        Raises Damaged where the file is not the blob any more.
+        """
+        hashed = self._hashed.get(blob.digest)
+        if hashed is None:  # left by an earlier process
+            hashed = Hashed()
+            for begin in range(0, blob.size_bytes, _SLICE_BYTES):
+                hashed.update(memoryview(os.pread(file, _SLICE_BYTES, begin)))
+            self._hashed[blob.digest] = hashed
+        ends = min(at - at % CHUNK_BYTES + CHUNK_BYTES, blob.size_bytes)
+        data = os.pread(file, max(ends - at, 0), at)
+        if data and at + len(data) != ends:
+            raise Damaged(f"{self.path(blob)} has become shorter than it was; somebody has written to it")
+        return data, hashed.at(ends) if data else 0
 
     def part(self, blob: Blob) -> Part:
         """What there is of a blob so far, to be added to; one and the same for all who receive it.
@@ -106,11 +121,11 @@ class Spool:
                 raise RemoteError(f"{blob.digest} is of {part.blob.size_bytes} bytes, and {blob.size_bytes} were announced")
             return part
 
-    def add(self, blob: Blob, at: int, data: bytes | memoryview, crc32: int) -> int:
+    def add(self, blob: Blob, at: int, data: bytes | memoryview, mark: int) -> int:
         """Put `data` at the end of a blob's part, which must be `at`; return the new end. Raises as `Part.add` and `part` do."""
         part = self.part(blob)
         try:
-            return part.add(at, data, crc32)
+            return part.add(at, data, mark)
         except StoreError:
             with self._guard:
                 self._parts.pop(blob.digest, None)  # its file is closed; the next try opens it anew
@@ -126,6 +141,7 @@ class Spool:
         """Forget it, whole or in part."""
         with self._guard:
             part = self._parts.pop(blob.digest, None)
+            self._hashed.pop(blob.digest, None)
         if part is not None:
             part.close()
         for path in (self.path(blob), _part(self.path(blob))):
@@ -153,7 +169,7 @@ class Part:
         self.blob, self.offset, self._path = blob, 0, path
         self._hash, self._guard = hashlib.sha256(), threading.Lock()
         try:
-            self._file = open(_part(path), "ab+")  # noqa: SIM115
+            self._file = open(_part(path), "ab+", buffering=0)  # noqa: SIM115
             self._file.seek(0)
             while piece := self._file.read(_SLICE_BYTES):
                 self._hash.update(piece)
@@ -163,27 +179,28 @@ class Part:
         if self.offset > blob.size_bytes:  # of nobody who could have been believed
             self._restart()
 
-    def add(self, at: int, data: bytes | memoryview, crc32: int) -> int:
+    def add(self, at: int, data: bytes | memoryview, mark: int) -> int:
         """Put `data` at the end, which must be `at`; return the new end.
 
         Raises:
-            Moved: the end is elsewhere by now. Damaged: not the bytes of that checksum. RemoteError: more than announced.
+            Moved: the end is elsewhere by now. Damaged: bytes that do not come to that mark. RemoteError: more than announced.
             StoreError: the disk is full.
         """
-        if zlib.crc32(data) != crc32:
-            raise Damaged(f"a chunk at {at} was damaged on the way; it is fetched again")
         with self._guard:
             if at != self.offset or self._file.closed:
                 raise Moved(f"bytes from {at} on, where {self.offset} are here; another call has carried on")
             if at + len(data) > self.blob.size_bytes:
                 raise RemoteError(f"more bytes than the {self.blob.size_bytes} announced; the other end is damaged or hostile")
+            hashed = self._hash.copy()
+            hashed.update(data)
+            if mark_of(hashed) != mark:
+                raise Damaged(f"a chunk at {at} was damaged on the way; it is fetched again")
             try:
-                self._file.write(data)
-                self._file.flush()
+                _write(self._file, memoryview(data))
             except OSError as error:
                 self._file.close()
                 raise files.trouble(error, self._path, len(data)) from error
-            self._hash.update(data)
+            self._hash = hashed
             self.offset += len(data)
             return self.offset
 
@@ -209,38 +226,9 @@ class Part:
         self._hash, self.offset = hashlib.sha256(), 0
 
 
-def _write(file: io.FileIO, piece: memoryview) -> int:
-    left = piece
+def _write(file: io.FileIO, left: memoryview) -> None:
     while len(left):
         left = left[file.write(left) :]
-    return len(piece)
-
-
-def load(path: Path) -> Assignment | Update | Failure:
-    """The frame that a file holds, its tensors in one buffer of their own: nothing else of its size is held.
-
-    Raises:
-        FrameError: not a frame, or damaged. StoreError: the file can't be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(frame.START_BYTES)
-            start += file.read(max(frame.front_bytes(start) - len(start), 0))
-            front = frame.read_front(start)
-            size_bytes = path.stat().st_size
-            if size_bytes != front.size_bytes + front.payload_bytes + frame.CHECK_BYTES:
-                raise FrameError(f"a frame's tensors are announced as {front.payload_bytes} bytes, and its file has {size_bytes}")
-            payload: memoryview = torch.empty(front.payload_bytes, dtype=torch.uint8).numpy().data
-            check = zlib.crc32(start)
-            for at in range(0, len(payload), _SLICE_BYTES):
-                piece = payload[at : at + _SLICE_BYTES]
-                file.readinto(piece)
-                check = zlib.crc32(piece, check)
-            if file.read() != check.to_bytes(frame.CHECK_BYTES, "little"):
-                raise FrameError("a frame's checksum is not that of its bytes; its file is damaged")
-    except OSError as error:
-        raise files.trouble(error, path) from error
-    return front.filled(payload)
 
 
 def spelled(name: str) -> str:

@@ -67,6 +67,15 @@ class Consent(NamedTuple):
     about: bytes = b""  # what the site tells of itself, as both ends of the layer above understand it
 
 
+class Presence(NamedTuple):
+    """One site of a job, as the coordinator sees it."""
+
+    clients: tuple[ClientId, ...]
+    online: bool
+    silent_s: float | None  # since it was last heard, or went; None: it has not called since the coordinator began
+    consent: Consent | None  # to the invitation, in its present session; of a site that is away, in its last
+
+
 class Invited(NamedTuple):
     """Coordinator to site: take part in this job. Comes again at every reconnection, and when the brief changes."""
 
@@ -105,9 +114,10 @@ class Cancelled(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """Coordinator to site: the job has ended here; nothing more of it is wanted."""
+    """Coordinator to site: the job has ended here; nothing more of it is wanted, unless it is invited to again."""
 
     job: str
+    failed: str = ""  # why, where it has not come to its end
 
 
 SiteEvent: TypeAlias = Invited | Offered | Acknowledged | Refused | Cancelled | Closed
