@@ -16,6 +16,7 @@ from atoll.errors import ConfigError
 from atoll.identity.authority import load, pem
 from atoll.identity.credentials import accept, prepare
 from atoll.identity.enrolment import enrol
+from atoll.identity.tokens import ticket
 
 
 def say(*words: str, **environment: str) -> Result:
@@ -31,23 +32,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def shown(output: str) -> tuple[str, str]:
-    """(token, SHA-256) as they are to be sent."""
-    token, sha256 = re.search(r"--token (\S+)", output), re.search(r"--ca-sha256 (\S+)", output)
+def shown(output: str) -> str:
+    """The token as it is to be sent."""
+    token = re.search(r"--token (\S+)", output)
     assert token is not None
-    assert sha256 is not None
-    return token[1], sha256[1]
+    return token[1]
 
 
 def test_from_nothing_to_a_site_and_back(here: Path) -> None:
     done = say("token", "hospital-a", "--expires", "7d")
     assert done.exit_code == 0, done.output
-    token, sha256 = shown(done.output)
+    given = ticket(shown(done.output))
+    assert given.name == "hospital-a"
     assert "token not used" in say("list").output
 
     authority, site = load(Path("pki")), Path("site")
-    made = enrol(authority, token, prepare(site, "hospital-a"))
-    held = accept(site, "hospital-a", pem(made), authority.ca_pem, sha256=sha256)
+    made = enrol(authority, given.token, prepare(site, "hospital-a"))
+    held = accept(site, "hospital-a", pem(made), authority.ca_pem, sha256=given.sha256)
     listed = say("list").output
     assert "token not used" not in listed
     assert re.search(rf"hospital-a +site +good +\S+ \S+ +{held.who.serial}", listed)
@@ -63,22 +64,23 @@ def test_over_a_port(here: Path) -> None:
     """The three commands of docs/identities.md, the one that listens in a process of its own."""
     program = [sys.executable, "-c", "from atoll.cli.main import app; app()", "pki", "listen", "127.0.0.1:0", "--pki", "near"]
     assert say("init", "near", "--name", "trial.example", "--host", "127.0.0.1").exit_code == 0
-    token, sha256 = shown(say("token", "hospital-a", "--pki", "near").output)
+    token = shown(say("token", "hospital-a", "--pki", "near").output)
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as listening:
         try:
             assert listening.stdout is not None
             address = listening.stdout.readline().removeprefix("listening on ").strip()
-            done = say("enrol", address, "hospital-a", "--ca-sha256", sha256, ATOLL_TOKEN=token)
+            done = say("enrol", address, ATOLL_TOKEN=token)
             assert done.exit_code == 0, done.output
             assert "hospital-a (site): identity, good until" in done.output
             before = Path("identity/identity.pem").read_bytes()
+            assert say("enrol", address, "--token", token).exit_code == 0  # again: it is there already
             done = say("renew", address)
             assert done.exit_code == 0, done.output
             assert Path("identity/identity.pem").read_bytes() != before
-            done = say("enrol", address, "hospital-a", "--token", token, "--ca-sha256", sha256, "--identity", "again")
+            done = say("enrol", address, "--token", token, "--identity", "again")
             assert done.exit_code == 1
             assert "was used" in done.output
-            done = say("enrol", address, "hospital-a", "--token", token, "--ca-sha256", "0" * 64, "--identity", "again")
+            done = say("enrol", address, "--token", token[:-64] + "0" * 64, "--identity", "again")
             assert done.exit_code == 1
             assert "go no further" in done.output
         finally:
@@ -97,9 +99,9 @@ def test_without_the_package_the_extra_is_named(here: Path) -> None:
 
 
 def test_no_private_key_and_no_old_token_is_ever_printed(here: Path) -> None:
-    token, _ = shown(say("token", "hospital-a").output)
+    token = shown(say("token", "hospital-a").output)
     said = "".join(say(*words).output for words in (["list"], ["renew"], ["revoke", "hospital-a"], ["list"], ["token", "b"]))
-    assert token.partition(".")[2] not in said
+    assert ticket(token).token.partition(".")[2] not in said
     for name in ("ca.key", "coordinator.pem"):
         secret = (here / "pki" / name).read_text().splitlines()[1]
         assert secret not in said

@@ -80,7 +80,7 @@ def test_what_was_not_asked_for_is_not_kept(authority: Authority, other: Authori
         accept(folder, "hospital-a", mine, authority.ca_pem, sha256=other.sha256, now=now)
     with pytest.raises(ForeignCertificate):
         accept(folder, "hospital-a", mine, other.ca_pem, sha256=other.sha256, now=now)
-    with pytest.raises(IdentityError, match="--ca-sha256"):
+    with pytest.raises(IdentityError, match="the SHA-256 that came with the token"):
         accept(folder, "hospital-a", mine, authority.ca_pem, now=now)
     assert not (folder / "identity.pem").exists()
     accept(folder, "hospital-a", mine, authority.ca_pem, sha256=authority.sha256, now=now)

@@ -69,16 +69,20 @@ def token(
     Example: `atoll pki token hospital-a --expires 7d`
     """
     authority, life = _authority(pki), duration(expires)
-    from atoll.identity.tokens import invite
+    from atoll.identity.tokens import Ticket, invite
 
-    text = invite(authority, site, role=role, life=life)
+    text = Ticket(site, invite(authority, site, role=role, life=life), authority.sha256)
     until = datetime.now(UTC) + life
     typer.echo(f"{site} ({role}) gets its certificate with this, once, until {until:%Y-%m-%d %H:%M} UTC:\n")
-    typer.echo(f"  atoll pki enrol HOST:PORT {site} --token {text} \\\n    --ca-sha256 {authority.sha256}\n")
-    typer.echo(
-        f"HOST:PORT is where `atoll pki listen` answers. Send it to whoever runs {site}, in a way that nobody else reads or"
-    )
-    typer.echo(f"changes: who uses the token first is {site}. The key is made there and stays there. The token is not kept here.")
+    if role == "site":
+        typer.echo(f"  atoll join HOST:PORT --token {text}\n")
+        typer.echo("HOST:PORT is where `atoll serve` listens, and the port after it gives certificates: `atoll serve` does")
+        typer.echo("that with --enrol, or `atoll pki listen`. The key is made at the site and stays there.")
+    else:
+        typer.echo(f"  atoll pki enrol HOST:PORT --token {text}\n")
+        typer.echo("HOST:PORT is where `atoll pki listen`, or `atoll serve` with --enrol, gives certificates.")
+    typer.echo(f"Send it to whoever is {site}, in a way that nobody else reads or changes: who uses it first is {site}.")
+    typer.echo("It is not kept here.")
 
 
 @app.command()
@@ -107,19 +111,18 @@ def listen(
 @app.command()
 def enrol(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `atoll pki listen` answers.")],
-    site: Annotated[str, typer.Argument(metavar="SITE", help="The name that the token is for.")],
     token: Annotated[str, typer.Option(envvar="ATOLL_TOKEN", help="The token.", show_default=False)],
-    ca_sha256: Annotated[str, typer.Option("--ca-sha256", metavar="SHA256", help="Which authority: it came with the token.")],
     identity: Own = Path("identity"),
 ) -> None:
     """Get the certificate that a token buys; the key is made here and stays here. After a crash, say it again.
 
-    Example: `atoll pki enrol coordinator.trial.example:7434 hospital-a --token ... --ca-sha256 ...`
+    `atoll join` with a token does it too. Example: `atoll pki enrol coordinator.trial.example:7434 --token ...`
     """
     _needed()
-    from atoll.deploy.enrol import enrolled
+    from atoll.deploy.enrol import bought
+    from atoll.identity.credentials import load
 
-    _say_whose(enrolled(address, identity, site, token, ca_sha256), identity)
+    _say_whose(bought(address, identity, token) or load(identity), identity)
 
 
 @app.command("list")
@@ -191,7 +194,7 @@ def renew(
     typer.echo(
         f"the coordinator's certificate is good until {made.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; a coordinator that runs"
     )
-    typer.echo("uses it from its next start")
+    typer.echo("takes it up within seconds")
 
 
 def duration(text: str) -> timedelta:

@@ -3,6 +3,7 @@
 ca.pem         the authority, checked against its SHA-256 when it came
 identity.pem   the key and the certificate in one file (0600), so that both change at once
 next.key       the key of a request that is not answered yet (0600): after a crash the same request is made again
+token          the id of the token that bought it, so that a token which is given again is not asked with again
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.x509.oid import NameOID
 
 from atoll.errors import IdentityError
 from atoll.identity import files, peers
@@ -57,14 +60,30 @@ def prepare(folder: Path, name: str) -> bytes:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise IdentityError(f"{folder} can't be made: {error.strerror or error}; name another folder") from error
-    waiting, current = folder / "next.key", folder / "identity.pem"
-    if waiting.exists():
-        key = read_key(files.read_private(waiting), waiting)
-        if not current.exists() or read_key(files.read_private(current), current).public_key() != key.public_key():
-            return request_for(name, key)
+    if (known := waiting(folder)) is not None:
+        return request_for(name, known)
     key, request = make_request(name)
-    files.write(waiting, private_pem(key), private=True)
+    files.write(folder / "next.key", private_pem(key), private=True)
     return request
+
+
+def waiting(folder: Path) -> EllipticCurvePrivateKey | None:
+    """The key of a request whose answer is not kept yet. Raises IdentityError."""
+    path, current = folder / "next.key", folder / "identity.pem"
+    if not path.exists():
+        return None
+    key = read_key(files.read_private(path), path)
+    kept = current.exists() and read_key(files.read_private(current), current).public_key() == key.public_key()
+    return None if kept else key
+
+
+def holder(folder: Path) -> str | None:
+    """Whose certificate lies in the folder, whether it is still good or not; None where there is none. Raises IdentityError."""
+    path = folder / "identity.pem"
+    if not path.exists():
+        return None
+    names = _certificate(files.read_private(path), path).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
 
 
 def accept(
@@ -77,23 +96,23 @@ def accept(
     """
     pinned = folder / "ca.pem"
     if sha256 is None and not pinned.exists():
-        raise IdentityError(f"{folder} knows no authority yet; give the SHA-256 that came with the token (--ca-sha256)")
+        raise IdentityError(f"{folder} knows no authority yet; give the SHA-256 that came with the token")
     trusted = peers.trust(ca_pem, sha256=sha256)
     if pinned.exists() and peers.trust(files.read(pinned)).ca != trusted.ca:
         raise IdentityError(
             f"{folder} belongs to another authority, of {peers.trust(files.read(pinned)).domain}; name a new folder"
         )
-    waiting = folder / "next.key"
-    if not waiting.exists():
+    asked = folder / "next.key"
+    if not asked.exists():
         raise IdentityError(f"{folder} waits for no certificate; ask for one first")
-    key = read_key(files.read_private(waiting), waiting)
+    key = read_key(files.read_private(asked), asked)
     who = peers.identify(certificate_pem, trusted, now=now)
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     if who.name != name or certificate.public_key() != key.public_key():
         raise IdentityError(f"what came is the certificate of {who.name} and not what {name} asked for; ask again")
     files.write(pinned, pem(trusted.ca), private=False)
     files.write(folder / "identity.pem", private_pem(key) + pem(certificate), private=True)
-    waiting.unlink(missing_ok=True)
+    asked.unlink(missing_ok=True)
     return Credentials(who, pem(certificate), pem(trusted.ca), private_pem(key))
 
 
@@ -119,11 +138,15 @@ def of_coordinator(authority: Authority, *, now: datetime | None = None) -> Cred
 def _read(path: Path, ca_pem: bytes, now: datetime | None) -> Credentials:
     content = files.read_private(path)
     key = read_key(content, path)
-    try:
-        certificate = x509.load_pem_x509_certificate(content)
-    except ValueError as error:
-        raise IdentityError(f"{path} holds no certificate; restore it, or enrol again") from error
+    certificate = _certificate(content, path)
     if certificate.public_key() != key.public_key():
         raise IdentityError(f"the key and the certificate in {path} do not belong together; enrol again")
     who = peers.identify(pem(certificate), peers.trust(ca_pem), roles=ROLES, now=now)
     return Credentials(who, pem(certificate), ca_pem, private_pem(key))
+
+
+def _certificate(content: bytes, path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(content)
+    except ValueError as error:
+        raise IdentityError(f"{path} holds no certificate; restore it, or enrol again") from error

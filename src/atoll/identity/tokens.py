@@ -1,14 +1,17 @@
 """A token: what lets somebody who has no certificate yet ask for one, once, until it expires.
 
-The text is `ID.SECRET`; the secret has 256 random bits, so its plain SHA-256 tells nothing and is all that is kept.
+What the coordinator knows is `ID.SECRET`; the secret has 256 random bits, so its plain SHA-256 tells nothing and is all that is
+kept. What is sent to a site is a `Ticket`, which says its name and the authority too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from atoll.errors import NameRefused, TokenRefused
 from atoll.identity.authority import Authority
@@ -18,6 +21,39 @@ from atoll.identity.peers import clock
 
 _LONGEST = 128  # ours has 60
 _NO_SECRET = bytes(32)
+
+
+class Ticket(NamedTuple):
+    """All that a site needs to get its certificate, but where to ask.
+
+    >>> ticket(str(Ticket("hospital-a", "4f0c.c2Vj", "ab" * 32))).name
+    'hospital-a'
+    """
+
+    name: str
+    token: str  # ID.SECRET
+    sha256: str  # of the authority that takes it
+
+    def __str__(self) -> str:
+        return ".".join(self)
+
+    @property
+    def id(self) -> str:
+        """What the ledger calls the token: no secret."""
+        return self.token.partition(".")[0]
+
+
+def ticket(text: str) -> Ticket:
+    """What a ticket says. Raises TokenRefused for what is none; NameRefused.
+
+    >>> ticket("4f0c.c2Vj")
+    Traceback (most recent call last):
+    atoll.errors.TokenRefused: this is no token as `atoll pki token` prints it; copy it whole, from the name to the last digit
+    """
+    parts = text.strip().rsplit(".", 3)
+    if len(parts) != 4 or not all(parts) or not re.fullmatch("[0-9a-f]{64}", parts[3]):
+        raise TokenRefused("this is no token as `atoll pki token` prints it; copy it whole, from the name to the last digit")
+    return Ticket(checked_name(parts[0]), f"{parts[1]}.{parts[2]}", parts[3])
 
 
 def invite(

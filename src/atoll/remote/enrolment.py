@@ -27,10 +27,18 @@ _CALLS = 64  # at once; more are refused, and try again
 class Enrolment(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Owns the port and four threads. Closed by `close`."""
 
-    def __init__(self, address: str, credentials: Credentials, answer: Callable[[bytes], bytes]) -> None:
-        """Listen; `answer` raises AtollError to refuse. Raises RemoteError where the port can't be had."""
+    def __init__(self, address: str, credentials: Callable[[], Credentials], answer: Callable[[bytes], bytes]) -> None:
+        """Listen; `credentials` is asked at every handshake, `answer` raises AtollError to refuse.
+
+        Raises RemoteError where the port can't be had.
+        """
+
+        def found() -> Any:
+            now = credentials()
+            return grpc.ssl_server_certificate_configuration([(now.key, now.certificate)])
+
         self._answer = answer
-        tls = grpc.ssl_server_credentials([(credentials.key, credentials.certificate)])
+        tls = grpc.dynamic_ssl_server_credentials(found(), found)
         options = [*_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_connection_idle_ms", 30_000)]
         self._server = grpc.server(ThreadPoolExecutor(4), [self], options=options, maximum_concurrent_rpcs=_CALLS)
         try:
