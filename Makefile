@@ -9,11 +9,14 @@ VENV ?= .venv
 JOB ?= examples/shakespeare.toml
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BASE_IMAGE ?=
+BUILD ?=
 
 BIN := $(VENV)/bin
 SOURCES := conftest.py src tests benchmarks $(wildcard examples)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo test quick check format format-check lint types layers docs bench bench-peers hooks clean
+.PHONY: help demo test quick check format format-check lint types layers docs bench bench-peers hooks images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,6 +66,11 @@ bench-peers: $(VENV)/.installed-dev ## Atoll beside Flower, pfl, NVFlare and Fed
 
 hooks: $(VENV)/.installed-dev ## make git run the checks before every commit
 	@$(BIN)/pre-commit install
+
+images: ## build the container images (BASE_IMAGE=..., and what else docker build is to be given: BUILD=...)
+	@for image in base coordinator site; do echo "==> atoll/$$image:$(VERSION)"; \
+	  DOCKER_BUILDKIT=1 docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD) \
+	    -f deploy/docker/$$image/Dockerfile -t atoll/$$image:$(VERSION) .; done
 
 clean: ## remove what make and the checks made; runs and fetched data stay
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache benchmarks/out

@@ -22,7 +22,7 @@ os.environ.update(
 )
 
 # A person's own settings; the cache of what was fetched is shared.
-for mine in ("ATOLL_STORE", "ATOLL_DEBUG", "ATOLL_OFFLINE", "RAY_ADDRESS"):
+for mine in ("ATOLL_STORE", "ATOLL_DEBUG", "ATOLL_LOG_FORMAT", "ATOLL_OFFLINE", "RAY_ADDRESS"):
     os.environ.pop(mine, None)
 
 # The same examples in every run: a test that fails, fails again. `--hypothesis-profile=wide` looks further.

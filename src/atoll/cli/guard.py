@@ -1,6 +1,6 @@
 """How a command ends badly: one or two lines on standard error and an exit code, never a traceback.
 
-Exit codes: 2 a setting or a file is wrong, 1 anything else went wrong, 130 stopped with Ctrl-C.
+Exit codes: 2 a setting or a file is wrong, 1 anything else went wrong, 130 stopped with Ctrl-C, 143 with SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from atoll.deploy import logs
 from atoll.errors import AtollError, ConfigError, JobError, MissingExtra, VersionError
 
 DEBUG = "ATOLL_DEBUG"  # set to 1 to see the traceback of what is a defect
@@ -25,7 +26,11 @@ USAGE: tuple[type[Exception], ...] = tuple(
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, after the checkpoint of what is done."""
+    """Ctrl-C or SIGTERM, after the checkpoint of what is done."""
+
+    def __init__(self, text: str, code: int = 130) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Guarded(TyperGroup):
@@ -39,7 +44,7 @@ class Guarded(TyperGroup):
             raise  # whoever read what we print has gone, as `head` does; typer ends quietly
         except Stopped as stopped:
             say_error(str(stopped), label="")
-            raise typer.Exit(130) from None
+            raise typer.Exit(stopped.code) from None
         except JobError as error:
             for problem in error.problems:
                 say_error(problem)
@@ -67,7 +72,10 @@ class Guarded(TyperGroup):
 
 
 def say_error(text: str, label: str = "error: ") -> None:
-    """One message on standard error, its label in red on a terminal."""
+    """One message on standard error, its label in red on a terminal; a log where the process writes one."""
+    if logs.begun():
+        logs.tell("error" if label else "stopped", text, "error" if label else "info")
+        return
     typer.echo(typer.style(label, fg="red", bold=True) + text if label else text, err=True)
 
 
