@@ -39,8 +39,11 @@ class Flight:
     def answers(self, work: str, until: float) -> Iterator[tuple[Answer, bool]]:
         """Answers to one kind of work, and whether it is the journal that gave them; ends at `until`."""
         while self._known and self._known[0][2] == work:
-            self._known.popleft()
-            yield next(self._logged), True
+            _, *job = self._known.popleft()
+            if tuple(job) in self.out:
+                yield next(self._logged), True
+            else:  # it stood in for somebody who had failed, and who is now asked again
+                next(self._logged)
         yield from self._landed(work)
         while self.count(work):
             ends = min(until, min(ends for _, ends in self.out.values()))
@@ -107,13 +110,18 @@ class Flight:
             cost["saved_up"] = frame.size(answer._replace(tree=request.plain)).total - up.total
         return cost
 
-    def cancel(self, round: int, work: str) -> None:
-        """Whoever is still at this work need not finish it."""
+    def cancel(self, round: int, work: str) -> list[tuple[ClientId, dict[str, float]]]:
+        """Whoever is still at this work need not finish it; who that is, and what it has cost on the network to ask."""
         if late := [job for job in self.out if job[1] == work]:
             self._engine.cancel(round, work)
-            for job in late:
-                del self.out[job]
-                self._started.discard(job)
+        told: list[tuple[ClientId, dict[str, float]]] = []
+        for job in late:
+            assignment = self.out.pop(job)[0]
+            self._started.discard(job)
+            if not assignment.client.startswith(HELD_OUT):
+                down = frame.size(assignment)
+                told.append((assignment.client, {"bytes_down": down.total, "header_down": down.header}))
+        return told
 
 
 def _lost(assignment: Assignment, kind: str, reason: str) -> Failure:

@@ -77,6 +77,11 @@ class Policy:
             raise ConfigError(f"policy late = {self.late!r}, on_failure = {self.on_failure!r}: drop|keep and drop|stop")
 
     @property
+    def exact(self) -> bool:
+        """A request closes when all who were asked have answered or failed: what it folds does not depend on who is quick."""
+        return not self.continues and self.timeout_s == math.inf and self.close_after in (None, self.in_flight)
+
+    @property
     def continues(self) -> bool:
         """Work that is still under way when a round closes stays under way."""
         return self.refill or self.late == "keep"
@@ -148,6 +153,31 @@ def buffered(
     return Policy(
         clients_in_flight,
         buffer,
+        refill=True,
+        late="keep",
+        staleness=polynomial(staleness_exponent),
+        on_failure=on_failure,
+    )
+
+
+def hybrid(
+    clients_in_flight: int,
+    buffer: int = 10,
+    timeout_s: float = 600.0,
+    min_updates: int = 1,
+    staleness_exponent: float = 0.5,
+    on_failure: Literal["drop", "stop"] = "drop",
+) -> Policy:
+    """As `buffered`, but the server steps after `timeout_s` too, with the updates that have come: no slow hour stops the run.
+
+    >>> hybrid(30, buffer=10, timeout_s=60).timeout_s
+    60
+    """
+    return Policy(
+        clients_in_flight,
+        buffer,
+        min_updates,
+        timeout_s,
         refill=True,
         late="keep",
         staleness=polynomial(staleness_exponent),

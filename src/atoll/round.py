@@ -139,7 +139,8 @@ def ask(request: Request, now: int, policy: Policy, flight: Flight, shell: Shell
         if not whole and (policy.refill or failed):
             top_up(1)  # asynchronous: the next client; synchronous: somebody in the place of who was lost
     if whole or request.fresh or not policy.continues:
-        flight.cancel(now, work)
+        for client, cost in flight.cancel(now, work):
+            shell.sink.emit(Event("cancelled", now, work, client, cost))
     if fold.heard < min(policy.min_updates, close_after):
         few = f"{fold.heard} of {len(fold.order)} clients answered, and the policy's min_updates is {policy.min_updates}"
         raise RoundError(f"{here}: {few}; {_why(lost)}")

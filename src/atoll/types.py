@@ -50,6 +50,7 @@ class Update(NamedTuple):
     factor: float = 1.0  # what staleness leaves of it, set by the driver: an aggregator folds factor * tree
     checked: bool = False  # an engine that computed it itself has seen that every entry is finite; never taken from a wire
     heard_s: float = 0.0  # when it was accepted, on a clock that a replay must follow (`engines.virtual`)
+    clients: int = 1  # that it speaks for: more where a relay has averaged a region; never taken from a wire as it is
 
 
 class Failure(NamedTuple):
@@ -58,7 +59,7 @@ class Failure(NamedTuple):
     round: int
     client: ClientId
     work: str
-    kind: str  # "error" | "not_finite" | "no_data" | "lost" | "expired" | "invalid"
+    kind: str  # "error" | "not_finite" | "no_data" | "lost" | "refused" | "expired" | "invalid"
     reason: str  # one sentence for a person
     heard_s: float = 0.0  # when it was accepted, on a clock that a replay must follow
 
@@ -74,6 +75,7 @@ class Aggregator(NamedTuple, Generic[A]):
     merge: Callable[[A, A], A]
     finish: Callable[[A], Tree]
     only_sum: bool  # False (median, per-update decode) is refused behind a secure sum
+    weights: Literal["examples", "uniform"] | None = None  # what this mean, or sum, counts a client by; None: it is neither
 
 
 class Request(NamedTuple):
@@ -90,6 +92,7 @@ class Request(NamedTuple):
     decode: Callable[[Update], Update] | None = None  # from what crossed the network to what `like` and `reduce` know
     plain: Tree | None = None  # names and shapes of an update as no transform has encoded it; None: as it crosses the network
     plain_for: Callable[[ClientId], Tree] | None = None  # the same of what `tree_for` gives
+    by_client: bool = False  # `tree_for` differs by who is asked: nobody can answer for several clients
 
 
 class Reduced(NamedTuple):
@@ -99,6 +102,8 @@ class Reduced(NamedTuple):
     clients: Sequence[ClientId]
     metrics: Metrics  # means over clients, weighted by Update.weight
     each: Sequence[Metrics] = ()  # what each of `clients` told, in their order
+    heads: int = 0  # clients behind the tree, each of a region counted
+    weight: float = 0.0  # of them all: the sum of Update.weight
 
 
 class Batching(NamedTuple):
@@ -270,7 +275,7 @@ class Trip(NamedTuple):
 class Event(NamedTuple):
     """Something that happened in a run."""
 
-    kind: str  # "update" | "failure" | "late" | "reduced" | "round"
+    kind: str  # "update" | "failure" | "late" | "cancelled" | "reduced" | "round"
     round: int
     work: str = ""
     client: ClientId | None = None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from atoll.remote.values import Acknowledged, Cancelled, Closed, Invited, Offered, Place, Progress, Refused, place_of
+from atoll.remote.values import Acknowledged, Cancelled, Closed, Consent, Invited, Offered, Place, Progress, Refused, place_of
 from atoll.types import Answer, Assignment, ClientId, Update
 from atoll.wire import frame
 
@@ -21,6 +21,7 @@ class Wire:
         self.events: dict[str, queue.Queue[Any]] = {}
         self.sites: dict[ClientId, str] = {}
         self.joined: set[str] = set()
+        self.refused: dict[str, Consent] = {}
         self.out: list[bytes] = []
 
     def open(self, job: str, sites: Mapping[ClientId, str], brief: bytes = b"", accepted: Iterable[Answer] = ()) -> None:
@@ -62,6 +63,16 @@ class Wire:
     def progress(self, job: str) -> Mapping[ClientId, Progress]:
         return {}
 
+    def unconfirmed(self, job: str) -> frozenset[str]:
+        return frozenset()
+
+    def consents(self, job: str) -> Mapping[str, Consent]:
+        return dict(self.refused)
+
+    def fail(self, job: str, why: str) -> None:
+        for events in self.events.values():
+            events.put(Closed(job, why))
+
     def close(self, job: str) -> None:
         for events in self.events.values():
             events.put(Closed(job))
@@ -93,3 +104,9 @@ class End:
 
     def say(self, job: str, place: Place, step: int, steps: int = 0) -> None:
         """Nobody asks."""
+
+    def wanted(self, job: str, place: Place) -> bool:
+        return True
+
+    def log(self, job: str, line: str) -> None:
+        """Nobody reads."""

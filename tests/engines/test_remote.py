@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from atoll.engines.remote import Remote
+from atoll.engines.absence import Terms
+from atoll.engines.remote import Everybody, Remote
 from atoll.engines.serial import Clients, serial
+from atoll.errors import RoundError
 from atoll.interfaces import Memories
 from atoll.remote.values import Acknowledged, Cancelled, Offered, Refused
 from atoll.store.memories import Kept
@@ -95,8 +97,11 @@ def test_the_laws_of_an_engine() -> None:
     check_engine(Elsewhere)
 
 
-def engine(wire: Wire, patience_s: float = 30.0, accepted: Iterable[Any] = (), cohort: Any = None) -> Remote:
-    return Remote(wire, "job", set(accepted), cohort or Anybody(), {}, {}, Kept(), patience_s)  # type: ignore[arg-type]
+def engine(
+    wire: Wire, patience_s: float = 30.0, accepted: Iterable[Any] = (), cohort: Any = None, members: Any = None, **terms: Any
+) -> Remote:
+    rest = Terms(patience_s, **terms), members or Everybody()
+    return Remote(wire, "job", set(accepted), cohort or Anybody(), {}, {}, Kept(), *rest)  # type: ignore[arg-type]
 
 
 A, B = ClientId("a"), ClientId("b")
@@ -143,6 +148,68 @@ def test_whose_site_stays_away_is_lost() -> None:
     assert isinstance(lost, Failure)
     assert lost.kind == "lost"
     assert "offline" in lost.reason
+
+
+class Saying(Everybody):
+    """Members of whom some have said no."""
+
+    def __init__(self, **no: str) -> None:
+        self.no = {ClientId(client): why for client, why in no.items()}
+
+    def refusals(self) -> Mapping[ClientId, str]:
+        return self.no
+
+
+def work(client: ClientId, round: int = 0) -> Assignment:
+    return Assignment(round, client, "train", {"w": torch.ones(1)}, 0)
+
+
+def test_who_says_no_is_not_waited_for_and_what_it_was_asked_fails_at_once() -> None:
+    wire = Wire()
+    wire.sites, wire.joined = {A: "north", B: "south"}, {"north"}
+    End(wire, "south")
+    asking = engine(wire, patience_s=3600.0, members=Saying(b="no vote"))
+    assert asking.available([A, B]) == [A]
+    asking.submit([work(B)])
+    (refused,) = asking.results(30.0)
+    assert isinstance(refused, Failure)
+    assert (refused.kind, refused.reason) == ("refused", "its site takes no part: no vote")
+
+
+def test_a_job_that_everybody_refuses_ends_with_the_reason() -> None:
+    wire = Wire()
+    wire.sites = {A: "north"}
+    with pytest.raises(RoundError, match="every site refuses the job, a since no vote"):
+        engine(wire, patience_s=0.0, members=Saying(a="no vote")).available([A])
+
+
+def test_who_has_been_away_for_long_is_lost_at_once_when_asked_again() -> None:
+    wire = Wire()
+    wire.sites, wire.joined = {A: "north", B: "south"}, {"north"}
+    End(wire, "south")
+    asking = engine(wire, patience_s=0.5)
+    assert asking.available([A, B]) == [A]
+    for round in (0, 1):
+        asking.submit([work(B, round)])
+        began = time.monotonic()
+        (lost,) = asking.results(30.0)
+        assert isinstance(lost, Failure)
+        assert lost.kind == "lost"
+        took_s = time.monotonic() - began
+    assert took_s < 2.0, "an evaluation of everybody would wait in every round"
+
+
+def test_a_round_begins_with_as_many_as_it_asks_and_where_work_goes_on_at_once() -> None:
+    c = ClientId("c")
+    wire = Wire()
+    wire.sites, wire.joined = {A: "north", B: "south", c: "west"}, {"north", "south"}
+    for site in ("north", "south", "west"):
+        End(wire, site)
+    asking = engine(wire, patience_s=3600.0, enough=2)
+    assert asking.available([A, B, c]) == [A, B]
+    asking.submit([work(A)])
+    wire.joined = {"north"}
+    assert asking.available([B, c]) == [], "who is at work may answer: nobody waits for the others"
 
 
 @pytest.mark.parametrize("safe", [True, False])

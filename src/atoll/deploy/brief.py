@@ -13,13 +13,14 @@ from atoll.job.text import Document
 from atoll.types import ClientId
 
 
-def brief_of(values: Mapping[str, Any], population: Iterable[str]) -> bytes:
-    """The brief of a job whose file says `values`.
+def brief_of(values: Mapping[str, Any], population: Iterable[str], signature: bytes = b"") -> bytes:
+    """The brief of a job whose file says `values`, with the signature of who vouches for it.
 
     >>> brief_of({"rounds": 2}, ["north", "south"])
     b'{"job": {"rounds": 2}, "population": ["north", "south"]}'
     """
-    return json.dumps({"job": values, "population": sorted(population)}).encode()
+    signed = {"signature": signature.hex()} if signature else {}
+    return json.dumps({"job": values, "population": sorted(population), **signed}).encode()
 
 
 def job_of(brief: bytes) -> tuple[Job, tuple[ClientId, ...]]:
@@ -32,9 +33,20 @@ def job_of(brief: bytes) -> tuple[Job, tuple[ClientId, ...]]:
     try:
         told = json.loads(brief)
         values, population = dict(told["job"]), tuple(ClientId(str(name)) for name in told["population"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"the coordinator's brief makes no sense ({error!r}); use one release of atoll at both ends") from error
     return check(Document(values, "the coordinator's job", {}, {})), population
+
+
+def said_by(brief: bytes) -> tuple[dict[str, Any], bytes]:
+    """What the job file says, and its signature (b"": none), in a brief that `job_of` has read. Raises ConfigError."""
+    said = json.loads(brief)
+    try:
+        return dict(said["job"]), bytes.fromhex(said.get("signature", ""))
+    except (ValueError, TypeError):
+        raise ConfigError(
+            "the signature in the coordinator's brief makes no sense; use one release of atoll at both ends"
+        ) from None
 
 
 def sites_of(job: Job, population: Iterable[ClientId]) -> dict[ClientId, str]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from atoll.deploy.brief import brief_of, sites_of
 from atoll.deploy.cohort import Cohort
+from atoll.deploy.members import Members, check_growth
+from atoll.engines.absence import Terms
 from atoll.engines.remote import DRAWING, Place, Remote
-from atoll.errors import ConfigError, DataError
+from atoll.errors import ConfigError, DataError, RoundError
 from atoll.interfaces import Engine, Memories, Sink
-from atoll.job.build import build, dataset_of
+from atoll.job.build import build, data_of, dataset_of
 from atoll.job.execution import Outcome, carry_out
 from atoll.job.text import Document
+from atoll.remote.spool import spelled
 from atoll.types import Batch, ClientId, Dataset, Local, Tree, Update
 
 if TYPE_CHECKING:
@@ -22,9 +27,12 @@ if TYPE_CHECKING:
     from atoll.engines.serial import Clients
     from atoll.federation import Federation
     from atoll.job.schema import Job
+    from atoll.policy import Policy
     from atoll.remote.hub import Hub
     from atoll.store.run import Run
     from atoll.store.runs import Store
+
+_USUAL_S = 2.0  # in which sites that are there say that they know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +43,14 @@ class Deployed:
     run: str
     accepted: set[Place]
     cohort: Cohort
-    patience_s: float
+    terms: Terms
+    members: Members
     wait: Callable[[], None]
 
     def __call__(self, locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories) -> Engine:
         """As `Federation` makes an engine."""
-        return Remote(self.hub, self.run, self.accepted, self.cohort, locals_, clients, memories, self.patience_s, self.wait)
+        mine = self.hub, self.run, self.accepted, self.cohort
+        return Remote(*mine, locals_, clients, memories, self.terms, self.members, self.wait)
 
     def __str__(self) -> str:
         return "remote"
@@ -57,6 +67,8 @@ def coordinate(
     wait: Callable[[], None] = lambda: None,
     patience_s: float = 300.0,
     data: Document | Literal["none"] | None = None,
+    signature: bytes = b"",
+    start_with: int | None = None,
 ) -> Outcome:
     """Train what the job describes with the sites that come for it, going on from the run's last checkpoint.
 
@@ -64,6 +76,8 @@ def coordinate(
     from `each_round` or from a sink stops the job here, and a later call goes on. `patience_s`: for sites that are not there.
     `data`: whose held-out examples judge the model, in the place of the job's own data; "none": nothing is held out here.
     Then [sites] says who the clients are, and no client's data is read at the coordinator.
+    `signature`: of who vouches for the job, for sites that ask for it.
+    `start_with`: sites with which the job begins, and without which it does not; None: it waits for all, for `patience_s`.
 
     Raises:
         AtollError: as `carry_out`; ConfigError also where [sites] does not fit, or the job is one for virtual time.
@@ -72,21 +86,48 @@ def coordinate(
 
     def make(job: Job) -> Federation:
         with DRAWING:  # its first weights
-            federation = build(job) if data is None else _unseen(build(job, _names(job, data)), job)
+            unseen = data is not None or bool(job.regions)  # behind a region are clients of which nothing is known here
+            federation = _unseen(build(job, _names(job, data)), job) if unseen else build(job)
         population: list[ClientId] = sorted(federation.data.clients)
         sites, safe = sites_of(job, population), list(_safe(run))
-        hub.open(run.id, sites, brief_of(values, population), safe)
+        hub.open(run.id, sites, brief_of(values, population, signature), safe)
         say(f"waiting for {', '.join(sorted(set(sites.values())))}")
         accepted, cohort = (
             {(each.round, each.client, each.work) for each in safe},
             Cohort(run.folder / "cohort.json", run.journal),
         )
-        engine: Callable[..., Engine] = Deployed(hub, run.id, accepted, cohort, patience_s, wait)
+        terms, members = _terms(federation.policy, patience_s, start_with, sites), Members(hub, run.id, sites)
+        engine: Callable[..., Engine] = Deployed(hub, run.id, accepted, cohort, terms, members, wait)
         return dataclasses.replace(federation, engine=engine, engine_options={})
 
-    outcome = carry_out(job, run, sinks, say, each_round, make)
+    try:
+        outcome = carry_out(job, run, sinks, say, each_round, make)
+    except Exception as error:  # not who was told to stop: that one goes on, and its sites wait
+        if isinstance(error, RoundError):
+            run.journal.forgive()
+        hub.fail(run.id, "a round could not be closed" if isinstance(error, RoundError) else "an error, which it has told of")
+        raise
+    _committed(hub, run.id, say, wait, patience_s)
     hub.close(run.id)
     return outcome
+
+
+def _committed(hub: Hub, job: str, say: Callable[[str], None], wait: Callable[[], None], patience_s: float) -> None:
+    """Until all sites have committed the memory that belongs to their last answers, which nobody would tell them of later."""
+    began_s, told = time.monotonic(), False
+    while (late := hub.unconfirmed(job)) and (waited_s := time.monotonic() - began_s) < patience_s:
+        if waited_s > _USUAL_S and not told:
+            say(f"waiting for {', '.join(sorted(late))} to keep what its clients remember")
+            told = True
+        wait()
+        hub.wait(job, 0.1)
+
+
+def _terms(policy: Policy, patience_s: float, start_with: int | None, sites: Mapping[ClientId, str]) -> Terms:
+    """Who is waited for: by a policy that hears the quick ones, only as many as it asks."""
+    if start_with is not None and start_with > len(set(sites.values())):
+        raise ConfigError(f"the job is to start with {start_with} sites, and has {len(set(sites.values()))}: start with fewer")
+    return Terms(patience_s, policy.timeout_s, None if policy.exact else policy.in_flight, start_with)
 
 
 def _safe(run: Run) -> Iterator[Update]:
@@ -97,12 +138,13 @@ def _safe(run: Run) -> Iterator[Update]:
                 yield answer._replace(tree={})
 
 
-def _names(job: Job, data: Document | Literal["none"]) -> Dataset:
+def _names(job: Job, data: Document | Literal["none"] | None) -> Dataset:
     """The clients of [sites] without any examples, and what is held out here."""
     names = sorted(ClientId(client) for clients in job.sites.values() for client in clients)
     if not names:
         raise ConfigError("[sites] is missing: without the sites' data, the coordinator knows its clients from there alone")
-    held = dataset_of(data) if isinstance(data, Document) else Dataset("data at the sites", {}, None)
+    given = dataset_of(data) if isinstance(data, Document) else None if data else data_of(job)
+    held = given or Dataset("data at the sites", {}, None)
     return held._replace(clients={name: {} for name in names})
 
 
@@ -132,9 +174,32 @@ def refuse(job: Job) -> None:
 
 
 def opened(store: Store, name: str, values: Mapping[str, Any], job: Job) -> Run:
-    """The newest run of the same job that has not come to its end, or a new one: serving again goes on."""
+    """The newest run of the same job that has not come to its end, or a new one: serving again goes on, with new sites too.
+
+    Raises ConfigError where only [sites] has changed, and the run can't go on with them.
+    """
     config = {**values, "name": name, "seed": job.seed}
     for row in store.list():
-        if row.name == name and row.status != "finished" and store.record(row.id).config == config:
+        if row.name != name or row.status == "finished":
+            continue
+        before = dict(store.record(row.id).config)
+        if before == config:
             return store.open(row.id)
+        if "sites" in before and {**before, "sites": config.get("sites")} == config:
+            check_growth(job, before["sites"], config["sites"])
+            run = store.open(row.id)
+            store.reconfigure(row.id, config)
+            return run
     return store.create(name, config, job.seed, job.rounds)
+
+
+def sweep(hub: Hub, store: Store) -> None:
+    """Free what is spooled for runs that have come to their end, or are gone; sites that keep something of them are told."""
+    rows = store.list()
+    going = {spelled(row.id) for row in rows if row.status != "finished"}
+    for row in rows:
+        if row.status == "finished":
+            hub.close(row.id)
+    for left in (hub.folder / "jobs").glob("*"):
+        if left.name not in going:
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,8 @@
 """The engine of a deployment: assignments go to sites through a hub, and their answers come back from it.
 
 The server's own held-out shards are computed here and never sent. A synchronous run waits for its sites, so that it gives the
-bits that `serial` gives; who stays away for longer than `patience_s` is lost, and the round goes on by its policy.
+bits that `serial` gives. Who stays away for longer than the run's patience is lost, who says no is not waited for, and the
+round goes on by its policy.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
+from atoll.engines.absence import Absence, Terms
 from atoll.engines.serial import Clients, serial
 from atoll.errors import RoundError
 from atoll.interfaces import Memories
@@ -38,6 +40,28 @@ class Cohort(Protocol):
     def note(self, clients: Iterable[ClientId]) -> None: ...
 
 
+class Members(Protocol):
+    """Who speaks for whom, and who takes no part."""
+
+    def site(self, client: ClientId) -> str: ...
+
+    def refusals(self) -> Mapping[ClientId, str]:
+        """Clients whose site has said no for good, and why."""
+        ...
+
+
+class Everybody:
+    """Each client is a site of its own, and takes part."""
+
+    def site(self, client: ClientId) -> str:
+        """Itself."""
+        return client
+
+    def refusals(self) -> Mapping[ClientId, str]:
+        """None."""
+        return {}
+
+
 class Remote:
     """Owns what is outstanding at the sites of one job. `wait` is called while it waits: what it raises ends the wait."""
 
@@ -50,37 +74,65 @@ class Remote:
         locals_: Mapping[str, Local[Any]],
         clients: Clients,
         memories: Memories,
-        patience_s: float = 300.0,
+        terms: Terms = Terms(),  # noqa: B008
+        members: Members = Everybody(),  # noqa: B008
         wait: Callable[[], None] = lambda: None,
     ) -> None:
-        self._hub, self._job, self._patience_s, self._wait = hub, job, patience_s, wait
-        self._accepted, self._cohort = accepted, cohort
+        self._hub, self._job, self._terms, self._members, self._wait = hub, job, terms, members, wait
+        self._accepted, self._cohort, self._absence = accepted, cohort, Absence()
         self._own = serial(locals_, clients, memories)  # is asked for held-out shards alone
-        self._out: dict[Place, float] = {}  # unanswered, and when its site was last seen
+        self._out: set[Place] = set()  # unanswered
         self._begun = False  # a round of this engine
-        self._missed: set[ClientId] = set()  # waited for in vain: a later round does not wait for them again
 
     def available(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
-        """Those online, once all are or patience has run out. A round that is begun again has the cohort that it had."""
-        known, self._begun = None if self._begun else self._cohort.kept(), True
+        """Those online, once nobody else is to be waited for. A round that is begun again has the cohort that it had."""
+        known = None if self._begun else self._cohort.kept()
         if known is not None:
+            self._begun = True
             return [client for client in clients if client in known]
         began_s = self.now()
         while True:
             self._wait()
-            online = self._hub.online(self._job)
-            self._missed -= online
-            there, waited_s = [client for client in clients if client in online], self.now() - began_s
-            if len(there) == len(clients) or (there and all(c in online or c in self._missed for c in clients)):
+            online, refusals = self._hub.online(self._job), self._members.refusals()
+            self._absence.look(self.now(), [*clients, *(place[1] for place in self._out)], online)
+            there = [client for client in clients if client in online]
+            if self._may_begin(clients, there, online, refusals):
                 break
-            if there and waited_s >= self._patience_s:
-                self._missed |= set(clients) - online
-                break
-            if waited_s >= NOBODY_S:
-                raise RoundError(f"no site was online for {NOBODY_S / 3600:g} h; start one with `atoll join`, then serve again")
+            self._despair(clients, refusals, self.now() - began_s)
             self._hub.wait(self._job, LOOK_S)
+        self._begun = True
         self._cohort.note(there)
         return there
+
+    def _may_begin(
+        self,
+        clients: Sequence[ClientId],
+        there: Sequence[ClientId],
+        online: frozenset[ClientId],
+        refusals: Mapping[ClientId, str],
+    ) -> bool:
+        """A round begins at once where work goes on, and else when nobody is waited for any more."""
+        terms = self._terms
+        at_work = {place[1] for place in self._out} & online
+        if not self._begun and terms.start_with is not None:
+            return len({self._members.site(client) for client in at_work.union(there)}) >= terms.start_with
+        if at_work:
+            return True
+        if not there:
+            return all(self._absence.of(place[1]) >= terms.patience_s for place in self._out) and not clients
+        if terms.enough is not None and len(there) >= terms.enough:
+            return True
+        most_s = min(terms.patience_s, terms.deadline_s) if self._begun else terms.patience_s
+        return all(client in online or client in refusals or self._absence.of(client) >= most_s for client in clients)
+
+    def _despair(self, clients: Sequence[ClientId], refusals: Mapping[ClientId, str], waited_s: float) -> None:
+        """Raise RoundError where waiting can't help, or has not."""
+        if clients and all(client in refusals for client in clients) and waited_s >= self._terms.patience_s:
+            site, reason = self._members.site(clients[0]), refusals[clients[0]]
+            raise RoundError(f"every site refuses the job, {site} since {reason}; mend that, then serve the job again")
+        if waited_s >= NOBODY_S:
+            few = f"fewer than {self._terms.start_with} sites were" if self._terms.start_with else "no site was"
+            raise RoundError(f"{few} online for {NOBODY_S / 3600:g} h; start them with `atoll join`, then serve again")
 
     def submit(self, assignments: Iterable[Assignment]) -> None:
         outside: list[Assignment] = []
@@ -89,7 +141,7 @@ class Remote:
                 self._own.submit([assignment])
             else:
                 outside.append(assignment)
-        self._out.update((_place(assignment), self.now()) for assignment in outside)
+        self._out.update(_place(assignment) for assignment in outside)
         if outside:
             self._hub.offer(self._job, outside)
 
@@ -108,7 +160,7 @@ class Remote:
                     del answer  # the caller alone holds what it is given
                     if not self._out or self.now() > ends:
                         break
-                yield from self._lost()
+                yield from self._given_up()
                 if left_s <= 0:
                     return
                 self._wait()
@@ -126,19 +178,22 @@ class Remote:
         if answer.client.startswith(HELD_OUT):
             self._own.refuse(answer)
             return
-        self._out.pop(_place(answer), None)
+        self._out.discard(_place(answer))
         self._hub.refuse(self._job, answer)
 
     def cancel(self, round: int, work: str) -> None:
         self._own.cancel(round, work)
-        self._out = {place: seen_s for place, seen_s in self._out.items() if (place[0], place[2]) != (round, work)}
+        self._out = {place for place in self._out if (place[0], place[2]) != (round, work)}
         self._hub.cancel(self._job, round, work)
 
     def started(self, assignment: Assignment) -> bool:
+        """A site that moves in nothing that it is asked for has no queue: its leases run."""
         if assignment.client.startswith(HELD_OUT):
             return self._own.started(assignment)
         progress = self._hub.progress(self._job).get(assignment.client)
-        return progress is not None and progress.doing in BEGUN and progress.place == _place(assignment)
+        if progress is None or progress.doing == "offline" or progress.place != _place(assignment):
+            return False
+        return progress.doing in BEGUN or self._hub.still_s(self._members.site(assignment.client)) > self._terms.patience_s
 
     def now(self) -> float:
         return time.monotonic()
@@ -160,7 +215,8 @@ class Remote:
     def _expected(self, answer: Answer) -> bool:
         """It is the first answer to what is outstanding. Any other is settled here: it is safe already, or unwanted."""
         place = _place(answer)
-        if self._out.pop(place, None) is not None:
+        if place in self._out:
+            self._out.discard(place)
             return True
         if isinstance(answer, Update) and place in self._accepted:
             self._hub.acknowledge(self._job, answer)  # it was, and its site did not hear of it
@@ -168,14 +224,26 @@ class Remote:
             self._hub.refuse(self._job, answer)
         return False
 
-    def _lost(self) -> Iterator[Answer]:
-        """A failure for everything whose site has stayed away for longer than patience."""
-        online, now = self._hub.online(self._job), self.now()
-        for place, seen_s in list(self._out.items()):
-            if place[1] in online:
-                self._out[place] = now
-            elif now - seen_s > self._patience_s and self._out.pop(place, None) is not None:
-                yield Failure(*place, "lost", f"its site has been offline for {now - seen_s:.0f} s")
+    def _given_up(self) -> Iterator[Answer]:
+        """A failure for everything whose site takes no part any more, or has stayed away for longer than patience."""
+        online, refusals = self._hub.online(self._job), self._members.refusals()
+        self._absence.look(self.now(), {place[1] for place in self._out}, online)
+        for place in sorted(self._out):
+            client, away_s = place[1], self._absence.of(place[1])
+            if place not in self._out:
+                continue  # withdrawn meanwhile
+            if client in refusals:
+                kind, reason = "refused", f"its site takes no part: {refusals[client]}"
+            elif client not in online and away_s > self._terms.patience_s:
+                kind, reason = "lost", f"{self._why(client)} for {away_s:.0f} s"
+            else:
+                continue
+            self._out.discard(place)
+            yield Failure(*place, kind, reason)
+
+    def _why(self, client: ClientId) -> str:
+        seen = self._hub.progress(self._job).get(client)
+        return "its site has been offline" if seen is None or seen.doing == "offline" else f"{seen.text}, and was waited for"
 
 
 def _place(x: Assignment | Answer) -> Place:

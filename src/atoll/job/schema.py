@@ -134,3 +134,4 @@ class Job(Section):
     samples: Samples | None = None
     privacy: Privacy | None = None  # what sites may ask a job to declare
     sites: dict[str, list[str]] = {}  # deployed: which clients each site speaks for; none: a site is the client of its name
+    regions: dict[str, Annotated[int, Field(ge=1)]] = {}  # deployed: clients whose site is a relay, and how many each stands for

@@ -14,7 +14,7 @@ from pathlib import Path
 from atoll.errors import StoreError
 from atoll.store import files, state
 from atoll.store.places import Lay, Place, plain
-from atoll.types import Answer, ClientId, Update
+from atoll.types import Answer, ClientId, Failure, Update
 
 _SUFFIX = ".safetensors"
 
@@ -61,9 +61,17 @@ class FileJournal:
         if self._open is None:
             raise StoreError(f"the journal in {self.folder} has no open round; call begin(round) before accept")
         file = self._open / f"{self._next:08d}{_SUFFIX}"
-        state.save(answer, self._at(file), durable=self.durable, extra={"place": _key(answer)})
+        state.save(
+            answer, self._at(file), durable=self.durable, extra={"place": _key(answer), "failed": isinstance(answer, Failure)}
+        )
         self._next += 1
         self._files[_key(answer)] = file
+
+    def forgive(self) -> None:
+        """Forget the failures of the newest round: when the run goes on, who has failed is asked again."""
+        for file in self._kept(max(self.rounds(), default=0)):
+            if state.read_extra(self._at(file)).get("failed"):
+                file.unlink()
 
     def hold(self, update: Update) -> Callable[[], Update]:
         """Let go of the update's tensors; the call reads them back from its file while its round is kept."""

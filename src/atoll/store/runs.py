@@ -134,6 +134,23 @@ class Store:
             notes=tuple(Note(n.title, n.text) for n in notes),
         )
 
+    def find(self, which: str) -> str:
+        """The id of the run that is meant, as for `open`."""
+        return str(self._find(which).id)
+
+    def incidents(self, id: str, kind: str, most: int) -> builtins.list[Incident]:
+        """The last incidents of a kind, the newest last, of the run with that id; read without its numbers."""
+        table = tables.incidents
+        mine = select(table).where(table.c.run == id, table.c.kind == kind).order_by(table.c.place.desc()).limit(most)
+        with self.database.read() as connection:
+            found = connection.execute(mine).all()
+        return [Incident(i.round, i.work, i.client, i.kind, i.text, i.elapsed_s) for i in reversed(found)]
+
+    def reconfigure(self, id: str, config: Mapping[str, Any]) -> None:
+        """Record that the run with that id goes on with another configuration."""
+        with self.database.write() as connection:
+            connection.execute(tables.runs.update().where(tables.runs.c.id == id).values(config=_plain(config)))
+
     def list(self) -> builtins.list[Summary]:
         """Every run in one line each, the newest first."""
         with self.database.read() as connection:
