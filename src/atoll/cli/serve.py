@@ -16,6 +16,7 @@ from atoll.cli.progress import Progress
 from atoll.cli.runs import store_at, write_report
 
 if TYPE_CHECKING:
+    from atoll.deploy.sitelogs import SiteLogs
     from atoll.interfaces import Sink
     from atoll.job.schema import Job
     from atoll.job.text import Document
@@ -31,6 +32,7 @@ class Serving(NamedTuple):
     patience_s: float
     data: Document | Literal["none"] | None
     stop: Stop
+    logs: SiteLogs
 
 
 class Served(NamedTuple):
@@ -70,7 +72,9 @@ def serve(
 
     Example: `atoll serve job.toml --listen 127.0.0.1:7433 --insecure-loopback`
     """
-    from atoll.deploy.trust import as_coordinator
+    from atoll.deploy.look import answering
+    from atoll.deploy.sitelogs import SiteLogs
+    from atoll.deploy.trust import as_coordinator, who_asks
     from atoll.job.text import load
     from atoll.remote.hub import Hub
     from atoll.store import files, lock
@@ -81,12 +85,15 @@ def serve(
     with store_at(runs) as store:
         spool = files.make_folder(store.folder / "hub")  # models and updates on their way
     held_by_us = lock.Lock(spool / "lock", f"the coordinator's folder {spool}")
-    hub = Hub(listen, credentials, spool, who=who, insecure=insecure_loopback)
+    logs, asked = SiteLogs(), answering(lambda: store_at(runs))
+    hub = Hub(
+        listen, credentials, spool, who=who, insecure=insecure_loopback, ask=asked, who_asks=who_asks(pki), heard=logs.heard
+    )
     stop = Stop()
     try:
         typer.echo(f"listening on {hub.address}")
         with stop.listening():
-            failed = _all(Serving(hub, runs, patience_s, held, stop), served)
+            failed = _all(Serving(hub, runs, patience_s, held, stop, logs), served)
     finally:
         hub.stop()
         held_by_us.release()
@@ -141,20 +148,22 @@ def _all(serving: Serving, served: list[Served]) -> list[str]:
 
 def _one(serving: Serving, served: Served) -> None:
     from atoll.deploy.coordinator import coordinate, opened
+    from atoll.deploy.watch import watching
 
-    hub, place, patience_s, data, stop = serving
+    hub, place, patience_s, data, stop, logs = serving
     name, job, document = served
     lines: Any = Lines(name)
     with store_at(place) as store:
         run = opened(store, name, document.values, job)
         lines.print(f"run {run.id}")
-        with run, Progress(job.rounds, lines) as progress:
-            sinks: list[Sink] = [progress, stop]
-            done = next(row.rounds_done for row in store.list() if row.id == run.id)
+        done = next(row.rounds_done for row in store.list() if row.id == run.id)
+        watch = watching(hub, run, job, done, patience_s, logs, lines.print)
+        with run, Progress(job.rounds, lines) as progress, watch:
+            sinks: list[Sink] = [progress, watch, stop]
             if done:
                 progress.going_on_from(done)
             outcome = coordinate(
-                hub, job, document.values, run, sinks, progress.say, stop.each_round, stop.wait, patience_s, data
+                hub, job, document.values, run, sinks, watch.saying(progress.say), stop.each_round, stop.wait, patience_s, data
             )
         lines.print(f"model: {outcome.model}")
         lines.print(f"report: {write_report(store.record(run.id))}")

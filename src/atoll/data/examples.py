@@ -118,13 +118,24 @@ def batches(examples: Examples, batching: Batching, seed: int, read: int = 0) ->
     return _batches(examples, batching, seed, read)
 
 
+def steps_of(count: int, batching: Batching) -> int:
+    """How many batches `batches` makes of so many examples.
+
+    >>> steps_of(3, Batching(batch_size=2, epochs=2)), steps_of(0, Batching(steps=5))
+    (4, 0)
+    """
+    if not count:
+        return 0
+    size = count if batching.batch_size is None else min(batching.batch_size, count)
+    return -(-count // size) * batching.epochs if batching.steps is None else batching.steps
+
+
 def _batches(examples: Examples, batching: Batching, seed: int, read: int) -> Iterator[Batch]:
     count = len(examples)
     if count == 0:
         return
     size = count if batching.batch_size is None else min(batching.batch_size, count)
-    a_pass = -(-count // size)
-    left = a_pass * batching.epochs if batching.steps is None else batching.steps
+    a_pass, left = -(-count // size), steps_of(count, batching)
     ahead = _ahead(examples, size)
     if ahead >= a_pass and left > a_pass and isinstance(examples, Tensors):
         examples = examples.mapped(dict)  # a small client read more than once: its rows side by side, not strewn over the base

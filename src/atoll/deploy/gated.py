@@ -124,7 +124,7 @@ class Gated:
             self._joined.add(job)
             self._said.pop(job, None)
             return self._offers[job][0]
-        self._refuse(job, admission.text)
+        self._refuse(job, admission.text, admission.status)
         return None
 
     def _judged(self, job: str) -> Admission:
@@ -136,10 +136,10 @@ class Gated:
         )
         return self._gate.admit(self._offers[job][1], usage)
 
-    def _refuse(self, job: str, why: str) -> None:
+    def _refuse(self, job: str, why: str, status: str = "refused") -> None:
         if self._said.get(job) != why:
             self._said[job] = why
-            self._line.consent(job, False, why)
+            self._line.consent(job, False, why, status.encode())
 
     def _offered(self, event: Offered) -> Offered | None:
         """An assignment of a job that the site still takes part in; another one is answered here."""
@@ -150,7 +150,7 @@ class Gated:
             self._line.answer(job, failure)
             if admission.status != "admitted":
                 self._joined.discard(job)
-                self._refuse(job, admission.text)
+                self._refuse(job, admission.text, admission.status)
             return None
         self._declared[job, place] = declared_by_assignment(event.assignment)
         return event

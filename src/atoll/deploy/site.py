@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atoll.data.examples import steps_of
 from atoll.data.text import Texts
 from atoll.deploy.brief import job_of
 from atoll.engines.serial import serial
@@ -66,31 +67,39 @@ class Site:
         elif isinstance(event, Closed):
             self.ended.add(event.job)
             self._parts.pop(event.job, None)
-            self._say(f"{event.job}: the job has ended")
+            self._tell(event.job, "the job has ended")
 
     def _join(self, invited: Invited) -> None:
         """Build the site's part of the job, or say why it can't be."""
         known = self._parts.get(invited.job)
         if known is None or known.invited != invited:
+            self._tell(invited.job, f"reading the data of {', '.join(invited.clients)}, building the job")
             try:
                 self._parts[invited.job] = Part(invited, self._memories(invited.job), self._data, self._told)
             except AtollError as error:
                 told = str(error).replace("\n", "; ")
-                self._say(f"{invited.job}: not taking part: {told}")
+                self._tell(invited.job, "not taking part", f": {told}")
                 self._link.consent(invited.job, False, told)
                 return
-            self._say(f"{invited.job}: taking part with {len(invited.clients)} clients: {', '.join(invited.clients)}")
+            self._tell(invited.job, f"taking part with {len(invited.clients)} clients: {', '.join(invited.clients)}")
         self._link.consent(invited.job, True)
 
     def _answer(self, job: str, assignment: Assignment) -> None:
         part, place = self._parts.get(job), (assignment.round, assignment.client, assignment.work)
+        here = f"round {assignment.round + 1}, {assignment.client}, {assignment.work}"
+        self._link.log(job, f"{here}: begins")
         answer = part.answer(assignment) if part else Failure(*place, "invalid", "this site does not take part in the job")
         self._link.answer(job, answer)
-        told = f"failed: {answer.reason}" if isinstance(answer, Failure) else "answered"
-        self._say(f"{job}: round {assignment.round + 1}, {assignment.client}, {assignment.work}: {told}")
+        words = f": {answer.reason}" if isinstance(answer, Failure) else ""
+        self._tell(job, f"{here}: {'failed' if words else 'answered'}", words)
 
-    def _told(self, job: str, assignment: Assignment, step: int) -> None:
-        self._link.say(job, Place(assignment.round, assignment.client, assignment.work), step)
+    def _tell(self, job: str, text: str, words: str = "") -> None:
+        """A line for whoever runs the site; without the `words` of errors it goes to the coordinator, where a policy lets it."""
+        self._say(f"{job}: {text}{words}")
+        self._link.log(job, text)
+
+    def _told(self, job: str, assignment: Assignment, step: int, steps: int) -> None:
+        self._link.say(job, Place(assignment.round, assignment.client, assignment.work), step, steps)
 
     def _memories(self, job: str) -> FileMemories:
         if not _JOB.fullmatch(job):
@@ -106,7 +115,7 @@ class Part:
         invited: Invited,
         memories: FileMemories,
         own: Document | None,
-        told: Callable[[str, Assignment, int], None] = lambda *_: None,
+        told: Callable[[str, Assignment, int, int], None] = lambda *_: None,
     ) -> None:
         self.invited, self.clients = invited, invited.clients
         job, population = job_of(invited.brief)
@@ -116,10 +125,16 @@ class Part:
         federation = build(job, dataset)
         self._local = federation.local(job.rounds)
         telling = {
-            work: _telling(local, lambda assignment, step: told(invited.job, assignment, step))
+            work: _telling(local, lambda assignment, step: told(invited.job, assignment, step, self._steps(assignment)))
             for work, local in self._local.items()
         }
-        self._engine = serial(telling, {client: dataset.clients[client] for client in self.clients}, memories)
+        self._examples = {client: dataset.clients[client] for client in self.clients}
+        self._engine = serial(telling, self._examples, memories)
+
+    def _steps(self, assignment: Assignment) -> int:
+        """How many steps the work has."""
+        batching = self._local[assignment.work].batching
+        return steps_of(len(self._examples[assignment.client].get(batching.split, ())), batching)
 
     def answer(self, assignment: Assignment) -> Answer:
         """Do the work. What can't be done, for whatever reason, is a Failure that says why."""

@@ -33,6 +33,24 @@ def as_coordinator(folder: Path | None, insecure: bool) -> tuple[Credentials | N
     return _plain(credentials.of_coordinator(found)), lambda shown: peers.identify(shown, trusted, roles=sites).name
 
 
+def who_asks(folder: Path | None) -> Who | None:
+    """Who the holder of a certificate is who asks the coordinator something: a site by its name, others as ROLE/NAME.
+
+    None without an authority. Raises as `as_coordinator`.
+    """
+    if folder is None:
+        return None
+    from atoll.identity import authority, peers
+
+    trusted = authority.load(folder).trust()
+
+    def name(shown: bytes) -> str:
+        who = peers.identify(shown, trusted)
+        return who.name if who.role == "site" else f"{who.role}/{who.name}"
+
+    return name
+
+
 def as_site(folder: Path | None, name: str | None, insecure: bool) -> tuple[Credentials | None, str | None]:
     """A site's credentials, and its name as its certificate says it.
 
