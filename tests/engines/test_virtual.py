@@ -67,7 +67,7 @@ def make(fleet: Fleet, clients: Sequence[str], bytes_up: int = 0, **options: Any
 
     def final(assignment: Assignment, carry: Tree, seen: Seen) -> tuple[Update, Tree]:
         worked.append(assignment.client)
-        told = {"loss": 1.0, "seconds": 0.0, "examples": 0.0, "steps": 0.0}  # the last three are written when work ends
+        told = {"loss": 1.0, "seconds": 0.5, "examples": 0.0, "steps": 0.0}  # the last three are written, as long, when work ends
         update = Update(assignment.round, assignment.client, assignment.work, {}, 1.0, told)
         return filled(update, bytes_up) if bytes_up else update, {}
 

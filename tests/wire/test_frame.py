@@ -17,6 +17,7 @@ from atoll.errors import FrameError
 from atoll.transforms.compress.int8 import int8
 from atoll.types import Assignment, ClientId, Failure, Tree, Update
 from atoll.wire import frame
+from atoll.wire import table as tables
 from atoll.wire.table import _DTYPES, Entry, Table, table_of
 from tests.wire.trees import same, values
 
@@ -32,10 +33,10 @@ def floats(numbers: Mapping[str, float]) -> bytes:
     return b"".join(name.encode() + struct.pack("<d", x) for name, x in numbers.items())
 
 
-@given(value=values(), base=st.binary(min_size=16, max_size=16))
+@given(value=values(), base=st.just(b"") | st.binary(min_size=16, max_size=16))
 def test_what_is_written_is_read_and_a_size_is_what_is_written(value: Assignment | Update | Failure, base: bytes) -> None:
     data = joined(value, base)
-    assert frame.size(value).total == len(data)
+    assert frame.size(value, base).total == len(data)
     found = frame.read(data)
     assert found.base == base
     assert type(found.value) is type(value)
@@ -63,6 +64,34 @@ def test_every_dtype_alone(dtype: torch.dtype, shape: tuple[int, ...], packed: b
     found = frame.read(joined(sent)).value
     assert isinstance(found, Assignment)
     assert same(found.tree, values)
+
+
+def test_what_is_not_there_takes_no_bytes_and_what_is_there_few() -> None:
+    """By hand: ten bytes in front, the fields, a table, no padding where one number is a byte, four of checksum."""
+    place = "03 056e6f727468 05747261696e"
+    table = "00 01 00 0177 26 03"  # plain, one; nothing shared, one byte, "w"; uint8 and one axis, of 3
+    wanted: dict[frame.Size, Assignment | Update | Failure] = {
+        frame.Size(3, 36): Update(*HERE, {"w": torch.zeros(3, dtype=torch.uint8)}, 8.0, {}),
+        frame.Size(0, 10 + 13 + 10 + 2 + 4): Failure(*HERE, "no_data", "?"),
+        frame.Size(0, 10 + 13 + 1 + 2 + 4): Assignment(*HERE, {}, 7),
+    }
+    for size, value in wanted.items():
+        assert frame.size(value) == size
+    data = joined(next(iter(wanted.values())))
+    assert data[:-4].hex() == "41544c4c010116000000" + (place + "10 00" + table + "000000").replace(" ", "")
+    based = joined(next(iter(wanted.values())), bytes(range(16)))
+    assert len(based) == len(data) + 16
+    assert based[5] == 0b101
+    assert frame.read(based).base == bytes(range(16))
+
+
+@pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+def test_a_payload_begins_at_a_multiple_of_its_widest_numbers(dtype: torch.dtype) -> None:
+    for name in ("w", "ww", "www", "wwww"):
+        data = joined(Assignment(*HERE, {"v": torch.zeros(3, dtype=torch.bool), name: torch.ones(2).to(dtype)}, 7))
+        front = frame.read_front(data).size_bytes
+        assert front % dtype.itemsize == 0
+        assert front - frame.START_BYTES - int.from_bytes(data[6:10], "little") < dtype.itemsize
 
 
 def test_one_dtype_comes_back_as_one_buffer() -> None:
@@ -136,6 +165,22 @@ def test_it_names_the_codecs_that_encoded_it() -> None:
     assert Table(tuple(entries)).codecs == ("a/b/2", "zstd/1", "b/2")
 
 
+def test_names_spell_what_they_share_once() -> None:
+    """By hand: how much is shared, what follows, then 32 for each axis and the dtype's code, and the axes."""
+    whole = {
+        "ecsq/1=step": torch.tensor(1.0),
+        "ecsq/1=words": torch.zeros(5, dtype=torch.int32),
+        "ecsq/1=large": torch.zeros(0, dtype=torch.int32),
+        "ecsq/1=model": torch.zeros(4, dtype=torch.uint8),
+    }
+    told = [("000b", b"ecsq/1=step", "00"), ("0705", b"words", "2905"), ("0705", b"large", "2900"), ("0705", b"model", "2604")]
+    by_hand = "0004" + "".join(front + rest.hex() + kind for front, rest, kind in told)
+    assert tables.write(table_of(whole)).hex() == by_hand
+    assert tables.read(bytes.fromhex(by_hand)) == table_of(whole)
+    halves: Tree = {"\xe9": torch.ones(()), "\xe8": torch.ones(()), "": torch.ones(()), "\xe8l": torch.ones(())}  # share a byte
+    assert tables.read(tables.write(table_of(halves))) == table_of(halves)
+
+
 def test_another_tree_than_the_jobs_is_refused_with_what_is_odd() -> None:
     like = {"w": torch.zeros(2), "b": torch.zeros(1)}
     frame.read(joined(Assignment(*HERE, {"w": torch.ones(2), "b": torch.ones(1)}, 7)), like)
@@ -169,6 +214,9 @@ def test_what_cannot_be_read_is_not_written() -> None:
     for value, why in wrong:
         with pytest.raises(FrameError, match=why):
             joined(value)
+    long = {f"{i}" * 4000: torch.ones(()) for i in range(10)} | {f"{i:05d}" + "w" * 4090: torch.ones(()) for i in range(4100)}
+    with pytest.raises(FrameError, match="use shorter names"):
+        frame.size(Assignment(*HERE, long, 7))
     with pytest.raises(FrameError, match="a base hash of 15 bytes"):
         joined(Failure(*HERE, "", ""), bytes(15))
     assert frame.size(Assignment(*HERE, {"w": torch.ones(2, device="meta")}, 7)).payload == 8, "a size needs no memory"

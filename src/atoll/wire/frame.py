@@ -1,10 +1,11 @@
 """Frames: assignments, updates and failures as bytes, in one versioned format, checked before anything is allocated.
 
-    magic "ATLL" | version | kind | head's length | head | zeros to a multiple of 8 | payload | CRC-32 of all before
+    magic "ATLL" | version | kind | head's length | head | zeros | payload | CRC-32 of all before
 
-The head is fields in the order in which `_head` writes them, then the tensor table (`wire.table`); the payload is the
-tensors in the table's order, each at a multiple of its dtype's size. Integers are little-endian. A CRC finds accidents;
-who may speak at all, and that nobody changed a byte, is the business of the TLS beneath.
+The head is fields in the order in which `_fields` writes them, then the tensor table (`wire.table`); the payload is the tensors
+in the table's order. Each begins at a multiple of its dtype's size, the payload at a multiple of the widest's, which `kind`
+tells. Integers are little-endian. A CRC finds accidents; who may speak at all, and that nobody changed a byte, is the business
+of the TLS beneath.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ VERSION = 1
 MOST_HEAD_BYTES = 1 << 25
 MOST_METRICS = 4096
 BASE_BYTES = 16  # of the SHA-256 of what both ends hold beforehand
-NO_BASE = bytes(BASE_BYTES)
+NO_BASE = b""
 _START = struct.Struct("<4sBBI")
 _CHECK = struct.Struct("<I")
 START_BYTES, CHECK_BYTES = _START.size, _CHECK.size
 _MAGIC = b"ATLL"
-_ALIGN = 8
-_ASSIGNMENT, _UPDATE, _FAILURE = range(3)
+_ASSIGNMENT, _UPDATE, _FAILURE = _KINDS = range(3)
 _EMPTY = Table(())
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("frames carry tensors as little-endian memory; this machine is big-endian, which Atoll does not run on")
@@ -61,14 +61,14 @@ class Framed(NamedTuple):
     """What a frame held."""
 
     value: Assignment | Update | Failure
-    codecs: tuple[str, ...]  # the wire ids of the transforms that encoded its tree, in the order of their attachment
-    base: bytes
+    codecs: tuple[str, ...]  # the wire ids of the transforms that encoded its tree, as its tensors' names tell them
+    base: bytes  # empty: none
 
 
 def write(value: Assignment | Update | Failure, base: bytes = NO_BASE) -> Iterator[memoryview]:
     """The frame in pieces, the tensors not copied: for `socket.sendmsg`, a file, or `b"".join`.
 
-    `base`: the first 16 bytes of a SHA-256 of what the tree is to be understood against, such as the frozen model.
+    `base`: the first 16 bytes of a SHA-256 of what the tree is to be understood against, such as the frozen model; or none.
 
     Raises:
         FrameError: a tensor that is not dense, or of a dtype that no frame carries; limits of names and numbers.
@@ -77,26 +77,30 @@ def write(value: Assignment | Update | Failure, base: bytes = NO_BASE) -> Iterat
     >>> read(b"".join(write(sent))).value.tree["w"].tolist()
     [1.0, 1.0]
     """
-    start = _front(value, base)
-    check = zlib.crc32(start)
-    yield memoryview(start)
-    for piece in _payload({} if isinstance(value, Failure) else value.tree):
+    check = 0
+    for piece in pieces(value, base):
         check = zlib.crc32(piece, check)
         yield piece
     yield memoryview(_CHECK.pack(check))
 
 
-def size(value: Assignment | Update | Failure) -> Size:
-    """The size of the frame, without writing it.
+def pieces(value: Assignment | Update | Failure, base: bytes = NO_BASE) -> Iterator[memoryview]:
+    """What `write` gives, its front first, without the checksum: for those who keep it under a digest of their own."""
+    yield memoryview(_front(value, base))
+    yield from _payload({} if isinstance(value, Failure) else value.tree)
+
+
+def size(value: Assignment | Update | Failure, base: bytes = NO_BASE) -> Size:
+    """The size of the frame that `write` would give, without writing it.
 
     >>> sent = Assignment(0, ClientId("north"), "train", {"w": torch.ones(2)}, 7)
     >>> size(sent).total == len(b"".join(write(sent)))
     True
     """
     table = _table(value)
-    front = START_BYTES + len(_fields(value, NO_BASE)) + len(_described(table))
+    front = _start_of(value, base, table, len(_fields(value, base)) + len(tables.write(table))).front_bytes
     gaps = table.places[1] - table.size_bytes
-    return Size(table.size_bytes, front + -front % _ALIGN + gaps + CHECK_BYTES)
+    return Size(table.size_bytes, front + gaps + CHECK_BYTES)
 
 
 def read(data: bytes | bytearray | memoryview, like: Tree | None = None, most_bytes: int = sys.maxsize) -> Framed:
@@ -116,6 +120,26 @@ def read(data: bytes | bytearray | memoryview, like: Tree | None = None, most_by
     if _CHECK.unpack(view[ends:])[0] != zlib.crc32(view[:ends]):
         raise FrameError("a frame's checksum is not that of its bytes; it was damaged on the way, send it again")
     return Framed(front.filled(view[begins:ends]), front.table.codecs, front.base)
+
+
+class Start(NamedTuple):
+    """A frame's first bytes, of those a magic and a version that are known."""
+
+    kind: int
+    based: bool  # a base is told
+    widest_bytes: int  # of a number of the widest dtype
+    head_bytes: int
+
+    @property
+    def front_bytes(self) -> int:
+        """What comes before the payload: this, the head, and zeros up to a multiple of the widest dtype's size."""
+        front = START_BYTES + self.head_bytes
+        return front + -front % self.widest_bytes
+
+    def packed(self) -> bytes:
+        """`kind` is two bits, the third whether there is a base, two more the logarithm of the widest dtype's size."""
+        told = self.kind | self.based << 2 | (self.widest_bytes.bit_length() - 1) << 3
+        return _START.pack(_MAGIC, VERSION, told, self.head_bytes)
 
 
 class Front(NamedTuple):
@@ -155,17 +179,9 @@ def front_bytes(start: bytes | bytearray | memoryview) -> int:
         FrameError: not a frame, of another version, or longer than a frame's front may be.
 
     >>> front_bytes(b"".join(write(Failure(0, ClientId("north"), "train", "no_data", "")))[:START_BYTES])
-    56
+    34
     """
-    if len(start) < START_BYTES or bytes(start[:4]) != _MAGIC:
-        raise FrameError("these bytes are no frame: they do not begin with ATLL; something else speaks to this port")
-    _, version, _, length = _START.unpack(start[:START_BYTES])
-    if not 1 <= version <= VERSION:
-        raise FrameError(f"a frame of version {version}: this Atoll reads 1 to {VERSION}; use one release of atoll at both ends")
-    if length > MOST_HEAD_BYTES:
-        raise FrameError(f"a frame's head of {length} bytes is longer than the {MOST_HEAD_BYTES} allowed; it is damaged")
-    front = START_BYTES + int(length)
-    return front + -front % _ALIGN
+    return _read_start(start).front_bytes
 
 
 def read_front(data: bytes | bytearray | memoryview) -> Front:
@@ -175,17 +191,31 @@ def read_front(data: bytes | bytearray | memoryview) -> Front:
         FrameError: not a frame, of another version, or cut short before its payload.
     """
     view = memoryview(data).cast("B")
-    ends = front_bytes(view)
-    if ends > len(view):
-        raise FrameError(f"a frame's front of {ends} bytes is longer than the {len(view)} that came; it was cut short")
-    _, _, kind, length = _START.unpack(view[:START_BYTES])
-    octets = Octets(view[START_BYTES : START_BYTES + length])
-    value = _value(kind, octets)
-    base, codecs = octets.take(BASE_BYTES), octets.octets()
+    start = _read_start(view)
+    if start.front_bytes > len(view):
+        raise FrameError(f"a frame's front of {start.front_bytes} bytes is more than the {len(view)} that came; it was cut short")
+    octets = Octets(view[START_BYTES : START_BYTES + start.head_bytes])
+    value = _value(start.kind, octets)
+    base = octets.take(BASE_BYTES) if start.based else NO_BASE
     found = tables.read(octets.take(octets.left))
-    if (named := ",".join(found.codecs)).encode() != codecs:
-        raise FrameError(f"a frame says that {codecs[:64]!r} encoded it, its tensors say {named[:64]!r}; it is damaged")
-    return Front(value, base, found, ends)
+    if found.widest_bytes != start.widest_bytes:
+        told = f"a frame tells numbers of {start.widest_bytes} bytes, its tensors have {found.widest_bytes}"
+        raise FrameError(f"{told}; it is damaged or hostile")
+    return Front(value, base, found, start.front_bytes)
+
+
+def _read_start(data: bytes | bytearray | memoryview) -> Start:
+    """What `Start.packed` packed, before anything else of a frame is looked at."""
+    if len(data) < START_BYTES or bytes(data[:4]) != _MAGIC:
+        raise FrameError("these bytes are no frame: they do not begin with ATLL; something else speaks to this port")
+    _, version, told, length = _START.unpack(data[:START_BYTES])
+    if version != VERSION:
+        raise FrameError(f"a frame of version {version}: this Atoll reads {VERSION}; use one release of atoll at both ends")
+    if told >> 5 or told & 3 not in _KINDS:
+        raise FrameError(f"a frame of the kind {told}, which this Atoll does not know; upgrade atoll here")
+    if length > MOST_HEAD_BYTES:
+        raise FrameError(f"a frame's head of {length} bytes is longer than the {MOST_HEAD_BYTES} allowed; it is damaged")
+    return Start(told & 3, bool(told & 4), 1 << (told >> 3 & 3), int(length))
 
 
 def _table(value: Assignment | Update | Failure) -> Table:
@@ -193,22 +223,22 @@ def _table(value: Assignment | Update | Failure) -> Table:
 
 
 def _front(value: Assignment | Update | Failure, base: bytes) -> bytes:
-    head = _fields(value, base) + _described(_table(value))
+    table = _table(value)
+    head = _fields(value, base) + tables.write(table)
     if len(head) > MOST_HEAD_BYTES:
         raise FrameError(f"a head of {len(head)} bytes can't be sent: {MOST_HEAD_BYTES} is the limit; send fewer tensors")
+    start = _start_of(value, base, table, len(head))
+    return (start.packed() + head).ljust(start.front_bytes, b"\0")
+
+
+def _start_of(value: Assignment | Update | Failure, base: bytes, table: Table, head_bytes: int) -> Start:
     kind = _UPDATE if isinstance(value, Update) else _FAILURE if isinstance(value, Failure) else _ASSIGNMENT
-    front = _START.pack(_MAGIC, VERSION, kind, len(head)) + head
-    return front + bytes(-len(front) % _ALIGN)
-
-
-def _described(table: Table) -> bytes:
-    """The end of the head: what the tensors say of themselves."""
-    return text(",".join(table.codecs)) + tables.write(table)
+    return Start(kind, bool(base), table.widest_bytes, head_bytes)
 
 
 def _fields(value: Assignment | Update | Failure, base: bytes) -> bytes:
-    if len(base) != BASE_BYTES:
-        raise FrameError(f"a base hash of {len(base)} bytes: a frame carries the first {BASE_BYTES} of a SHA-256")
+    if len(base) not in (0, BASE_BYTES):
+        raise FrameError(f"a base hash of {len(base)} bytes: a frame carries none or the first {BASE_BYTES} of a SHA-256")
     fields = number(value.round) + text(value.client) + text(value.work)
     if isinstance(value, Update):
         if len(value.metrics) > MOST_METRICS:
@@ -232,8 +262,6 @@ def _value(kind: int, octets: Octets) -> Assignment | Update | Failure:
         return Update(round, client, work, {}, weight, metrics)
     if kind == _FAILURE:
         return Failure(round, client, work, octets.text(), octets.text())
-    if kind != _ASSIGNMENT:
-        raise FrameError(f"a frame of the kind {kind}, which this Atoll does not know; upgrade atoll here")
     return Assignment(round, client, work, {}, octets.number())
 
 

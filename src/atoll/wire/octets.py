@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
 
 from atoll.errors import FrameError
@@ -10,7 +11,9 @@ from atoll.errors import FrameError
 MOST_TEXT_BYTES = 4096
 MOST = 2**63
 _MOST_SHIFT = 63
-_REAL = struct.Struct("<d")
+_DOUBLE = struct.Struct("<d")
+_AS_IT_IS = 1  # odd: even numbers are twice the value
+_MOST_WHOLE = 2**53  # beyond, a float64 skips integers
 
 
 def number(x: int) -> bytes:
@@ -31,29 +34,57 @@ def number(x: int) -> bytes:
     return bytes(found)
 
 
-@functools.lru_cache(maxsize=1024)  # the names of works, metrics and clients come again each round
-def text(x: str | bytes) -> bytes:
-    """A text in UTF-8, or bytes, after their length."""
+def utf8(x: str) -> bytes:
+    """A text without its length, which is checked.
+
+    >>> utf8("é").hex()
+    'c3a9'
+    """
     try:
-        data = x.encode() if isinstance(x, str) else x
+        data = x.encode()
     except UnicodeEncodeError:
         raise FrameError(f"{x[:64]!r} can't be written in a frame: it holds half of a character") from None
     if len(data) > MOST_TEXT_BYTES:
         raise FrameError(f"a text of {len(data)} bytes can't be written in a frame: {MOST_TEXT_BYTES} is the limit")
+    return data
+
+
+@functools.lru_cache(maxsize=1024)  # the names of works, metrics and clients come again each round
+def text(x: str) -> bytes:
+    """A text in UTF-8, after its length in bytes."""
+    data = utf8(x)
     return number(len(data)) + data
 
 
+def said(data: bytes) -> str:
+    """The text that `utf8` made bytes of."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise FrameError("a frame holds a text that is not UTF-8; it is damaged or hostile") from None
+
+
 def real(x: float) -> bytes:
-    """A float64, little-endian."""
-    return _REAL.pack(x)
+    """A float64: where it is a count, an integer from 0 to 2^53, as a number, twice itself; else after a 1, as it is.
+
+    A float32 would do for some of the others. But then a frame's size would depend on what a clock has measured, and two
+    runs of one seed would differ in their bytes.
+
+    >>> real(200.0).hex(), real(0.5).hex()
+    ('9003', '01000000000000e03f')
+    """
+    x = float(x)
+    if 0 <= x <= _MOST_WHOLE and x.is_integer() and math.copysign(1, x) > 0:
+        return number(2 * int(x))
+    return bytes((_AS_IT_IS,)) + _DOUBLE.pack(x)
 
 
 class Octets:
     """Reads what the functions above wrote, in their order; never beyond the end, and nothing longer than its limit.
 
-    >>> octets = Octets(number(300) + text("w"))
-    >>> octets.number(), octets.text(), octets.left
-    (300, 'w', 0)
+    >>> octets = Octets(number(300) + text("w") + real(0.1))
+    >>> octets.number(), octets.text(), octets.real(), octets.left
+    (300, 'w', 0.1, 0)
     """
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
@@ -98,14 +129,16 @@ class Octets:
 
     def text(self, most: int = MOST_TEXT_BYTES) -> str:
         """A text in UTF-8."""
-        try:
-            return self.octets(most).decode()
-        except UnicodeDecodeError:
-            raise FrameError("a frame holds a text that is not UTF-8; it is damaged or hostile") from None
+        return said(self.octets(most))
 
     def real(self) -> float:
-        """A float64."""
-        return float(_REAL.unpack(self.take(8))[0])
+        """A float64 in either form."""
+        form = self.number()
+        if form % 2 == 0:
+            return float(form // 2)
+        if form == _AS_IT_IS:
+            return float(_DOUBLE.unpack(self.take(8))[0])
+        raise FrameError(f"a frame holds a float of the form {form}, which is none; it is damaged or of a newer Atoll")
 
     def end(self) -> None:
         """Raise FrameError unless all was read."""

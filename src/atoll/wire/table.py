@@ -1,9 +1,14 @@
-"""The tensor table: names, dtypes and shapes as a few bytes, read back under limits before a byte of any tensor is."""
+"""The tensor table: names, dtypes and shapes as a few bytes, read back under limits before a byte of any tensor is.
+
+Names are front-coded, each by how many bytes it begins like the one before and what follows: the layers of a network, and the
+tensors of a codec, such as `ecsq/1=step` and `ecsq/1=words`, spell what they share once.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,12 +17,13 @@ import torch
 from atoll import tree
 from atoll.errors import FrameError
 from atoll.types import Tree
-from atoll.wire.octets import Octets, number, text
+from atoll.wire.octets import MOST_TEXT_BYTES, Octets, number, said, utf8
 
 MOST_TENSORS = 100_000
 MOST_TABLE_BYTES = 1 << 24
 MOST_AXES = 16
 _PLAIN, _ZSTD = 0, 1
+_DTYPE_BITS = 5  # of a number that tells dtype and axes: up to three axes, it is one byte
 _WORTH_PACKING_BYTES = 96  # below, zstd costs more time than it saves bytes
 _DTYPES = (  # a dtype's place is its code and never changes; new ones are added at the end
     torch.float32,
@@ -86,6 +92,11 @@ class Table:
         return tuple(found), at
 
     @functools.cached_property
+    def widest_bytes(self) -> int:
+        """Of a number of the widest dtype; 1 where there is none."""
+        return max((entry.dtype.itemsize for entry in self.entries), default=1)
+
+    @functools.cached_property
     def codecs(self) -> tuple[str, ...]:
         """The wire ids in the names of encoded tensors, `topk/1=values`, in the order of first appearance."""
         names = (entry.name.rpartition("~")[2].partition("=") for entry in self.entries)
@@ -96,7 +107,12 @@ class Table:
         """As `write` gives it."""
         if len(self.entries) > MOST_TENSORS:
             raise FrameError(f"a tree of {len(self.entries)} tensors can't be sent: {MOST_TENSORS} is the limit")
-        plain = number(len(self.entries)) + b"".join(_entry(entry) for entry in self.entries)
+        names = [utf8(entry.name) for entry in self.entries]
+        if (spelled := sum(map(len, names))) > MOST_TABLE_BYTES:
+            raise FrameError(f"names of {spelled} bytes can't be sent: {MOST_TABLE_BYTES} is the limit; use shorter names")
+        plain = number(len(names)) + b"".join(
+            name + _kind(entry) for name, entry in zip(_fronts(names), self.entries, strict=True)
+        )
         if len(plain) > MOST_TABLE_BYTES:
             raise FrameError(f"a table of {len(plain)} bytes can't be sent: {MOST_TABLE_BYTES} is the limit; use shorter names")
         small = plain
@@ -162,8 +178,13 @@ def read(data: bytes | memoryview) -> Table:
     elif form != _PLAIN:
         raise FrameError(f"a tensor table begins with {form}, which is no form of one; it is damaged or of a newer Atoll")
     found: dict[str, Entry] = {}
+    before, room = b"", MOST_TABLE_BYTES
     for _ in range(octets.number(MOST_TENSORS)):
-        entry = _read_entry(octets)
+        before = _read_name(octets, before)
+        room -= len(before)
+        if room < 0:  # at once: three bytes may spell four thousand
+            raise FrameError(f"a tensor table's names take more than {MOST_TABLE_BYTES} bytes; it is damaged or hostile")
+        entry = _read_entry(said(before), octets)
         if entry.name in found:  # at once: ten bytes unpack to a million equal entries
             raise FrameError(f"a tensor table names {entry.name[:64]!r} twice; it is damaged or hostile")
         found[entry.name] = entry
@@ -171,16 +192,35 @@ def read(data: bytes | memoryview) -> Table:
     return Table(tuple(found.values()))
 
 
-def _entry(entry: Entry) -> bytes:
+def _fronts(names: Iterable[bytes]) -> Iterator[bytes]:
+    """Each name as two numbers and the rest of it: how much it shares with the one before, and how long the rest is."""
+    before = b""
+    for name in names:
+        shared = next((i for i, (a, b) in enumerate(zip(before, name, strict=False)) if a != b), min(len(before), len(name)))
+        yield number(shared) + number(len(name) - shared) + name[shared:]
+        before = name
+
+
+def _read_name(octets: Octets, before: bytes) -> bytes:
+    shared = octets.number(MOST_TEXT_BYTES)
+    if shared > len(before):
+        raise FrameError(f"a tensor's name begins with {shared} bytes of one of {len(before)}; its table is damaged or hostile")
+    return before[:shared] + octets.octets(MOST_TEXT_BYTES - shared)
+
+
+def _kind(entry: Entry) -> bytes:
+    """Dtype and number of axes as one number, and the axes."""
     if entry.dtype not in _CODES:
         raise FrameError(f"{entry.name} is a tensor of {entry.dtype}, which no frame carries; send it in a plain dtype")
     if len(entry.shape) > MOST_AXES:
         raise FrameError(f"{entry.name} is a tensor of {len(entry.shape)} axes; a frame carries {MOST_AXES} at most")
-    return text(entry.name) + bytes([_CODES[entry.dtype], len(entry.shape)]) + b"".join(map(number, entry.shape))
+    kind = len(entry.shape) << _DTYPE_BITS | _CODES[entry.dtype]
+    return b"".join(map(number, (kind, *entry.shape)))
 
 
-def _read_entry(octets: Octets) -> Entry:
-    name, code, axes = octets.text(), octets.byte(), octets.byte()
+def _read_entry(name: str, octets: Octets) -> Entry:
+    kind = octets.number()
+    axes, code = kind >> _DTYPE_BITS, kind % (1 << _DTYPE_BITS)
     if code >= len(_DTYPES) or axes > MOST_AXES:
         raise FrameError(f"a frame gives {name[:64]!r} the dtype {code} and {axes} axes; it is damaged or of a newer Atoll")
     entry = Entry(name, _DTYPES[code], tuple(octets.number() for _ in range(axes)))

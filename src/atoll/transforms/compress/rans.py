@@ -26,7 +26,8 @@ _WEIGHTS = np.append(np.round(2.0 ** (24 - np.arange(_NONE) / _UNITS)), 0.0)  # 
 
 
 def packed(n: int, chunk_of: Callable[[slice], Tensor]) -> dict[str, Tensor]:
-    """The parts `words` and `large` (int32) and `model` (uint8) of n integers, of which `chunk_of` gives any slice as int32.
+    """The parts of n integers, of which `chunk_of` gives any slice as int32: `words` (int32), `large` (int32; left out where
+    there is none) and `model` (uint8).
 
     >>> parts = packed(4, lambda at: torch.tensor([0, 1, 0, 2000], dtype=torch.int32)[at])
     >>> parts["large"].tolist(), next(unpacked(parts, 4))[1].tolist()
@@ -47,7 +48,7 @@ def packed(n: int, chunk_of: Callable[[slice], Tensor]) -> dict[str, Tensor]:
         models.append(_RADIUS.pack(radius) + model.tobytes())
     return {
         "words": torch.from_numpy(coder.get_compressed().view(np.int32)),
-        "large": torch.cat(larges[::-1]) if larges else torch.empty(0, dtype=torch.int32),
+        **({"large": torch.cat(larges[::-1])} if larges else {}),
         "model": torch.frombuffer(bytearray(b"".join(models[::-1])), dtype=torch.uint8),
     }
 
@@ -58,7 +59,7 @@ def unpacked(parts: Mapping[str, Tensor], n: int) -> Iterator[tuple[int, Tensor]
     Raises:
         TreeError: parts of other dtypes; histograms or large integers too few; anything left over.
     """
-    words, large, model = parts["words"], parts["large"], parts["model"]
+    words, large, model = parts["words"], parts.get("large", torch.empty(0, dtype=torch.int32)), parts["model"]
     kinds = [(part.dtype, part.dim()) for part in (words, large, model)]
     if kinds != [(torch.int32, 1), (torch.int32, 1), (torch.uint8, 1)]:
         raise TreeError("a stream's words and large integers are int32, its histograms uint8, each in one row")
