@@ -89,7 +89,7 @@ class Run:
         """A site begins, behind a policy where there is one. `tampered`: what its own code does to each answer."""
         data, rules = None if own is None else parse(own), None if policy is None else read_policy(f"site_policy = 1\n{policy}")
         gated = None if rules is None else Gated(line, Gate(self.folder / site, rules, "university"), data)
-        within = Tampered(gated or line, tampered) if tampered else gated or line
+        within: Any = Tampered(gated or line, tampered) if tampered else gated or line
         here = Site(
             within, self.folder / site, data, lambda text, **_: self.said.append(text), keys, gated.built if gated else None
         )

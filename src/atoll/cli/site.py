@@ -130,13 +130,15 @@ def check_policy(
         for sentence in sentences(policy):
             typer.echo(sentence)
         return
-    from atoll.deploy.judge import Offer, judge
+    from atoll.deploy.judge import Offer, judge, text_of
+    from atoll.deploy.signatures import kept_signature
     from atoll.errors import JobError
     from atoll.job.check import check
     from atoll.job.text import load
 
     document = load(job)
-    refusals = judge(policy, Offer(check(document), document.values, run=job.stem))
+    signature = kept_signature(job, text_of(document.values))
+    refusals = judge(policy, Offer(check(document), document.values, run=job.stem, signature=signature))
     if refusals:
         raise JobError(str(each) for each in refusals)
     typer.echo(f"{job}: the policy has nothing against it, by what the job file says")

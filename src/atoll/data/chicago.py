@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atoll.data.clients import test_size
+from atoll.data.columns import permitted
 from atoll.data.examples import Tensors
 from atoll.data.rdataset import rdataset
 from atoll.errors import ConfigError
@@ -38,6 +39,7 @@ def chicago(clients: int | None = None, window: int = 14, horizon: int = 7, test
     >>> data = chicago(clients=3)  # doctest: +SKIP
     """
     frame = rdataset("modeldata", "Chicago")
+    permitted(frame.columns)
     names = [str(name) for name in frame.columns[2:22]]
     count = len(names) if clients is None else clients
     if not 1 <= count <= len(names):

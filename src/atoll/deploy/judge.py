@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from atoll import catalog
+from atoll.data.columns import only
 from atoll.deploy.policy import Required, SitePolicy, is_open
 from atoll.deploy.signatures import signed_by
 from atoll.job.schema import Job, Named
@@ -184,14 +187,21 @@ def _data(policy: SitePolicy, offer: Offer, _: Usage) -> Iterator[Refusal]:
         return
     named = {key: given.parameters.get(key) for key in _COLUMNS}
     listed = [x for value in named.values() for x in (value if isinstance(value, list) else [value]) if isinstance(x, str)]
-    yield from refused_columns(policy, listed)
+    yield from refused_columns(policy, [*_always(given), *listed])
     if files and named["features"] is None and named["text"] is None and named["image"] is None:
         told = f"{given.name} would read every column of {files[0][1]!r}; this site allows some only: name them as `features`"
         yield Refusal("[data] columns", told)
 
 
+def _always(given: Named) -> Iterable[str]:
+    """The columns that a data set reads whatever the job says: COLUMNS of its module."""
+    made = catalog.find("dataset", given.name).load()
+    found: Iterable[str] = getattr(sys.modules.get(made.__module__), "COLUMNS", ())
+    return found
+
+
 def refused_columns(policy: SitePolicy, columns: Iterable[str]) -> list[Refusal]:
-    """The columns that may not be read, for what a job names and again for what was read (`Dataset.about["features"]`).
+    """The columns that may not be read, for what a job names, and again where a table is read (`data.columns`).
 
     >>> from atoll.deploy.policy import read_policy
     >>> policy = read_policy('site_policy = 1\\n[data]\\ndeny_columns = ["name*"]\\n')
@@ -208,6 +218,11 @@ def refused_columns(policy: SitePolicy, columns: Iterable[str]) -> list[Refusal]
             told = f"the column {column!r} is not among {', '.join(rules.columns)}; leave it out of the job's `features`"
             found.append(Refusal("[data] columns", told))
     return found
+
+
+def reading(policy: SitePolicy | None) -> AbstractContextManager[None]:
+    """Until the block ends, what is read in this thread keeps to the policy's columns; None: to nothing."""
+    return nullcontext() if policy is None else only(lambda columns: refused_columns(policy, columns))
 
 
 def _beneath(path: str, folder: str) -> bool:

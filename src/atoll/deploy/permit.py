@@ -36,6 +36,7 @@ class Declared:
     decode: Callable[[Update], Update] | None = None
     names: Tree | None = None
     metrics: frozenset[str] | None = None  # None: as the policy says
+    codecs: frozenset[str] | None = None  # whose parts `names` may be spelled in; None: any
 
 
 def declared_by(request: Request, metrics: Iterable[str] | None = None) -> Declared:
@@ -45,8 +46,17 @@ def declared_by(request: Request, metrics: Iterable[str] | None = None) -> Decla
 
 def declared_by_assignment(assignment: Assignment, metrics: Iterable[str] | None = None) -> Declared:
     """What can be said by the assignment alone: the answer speaks of the tensors that were sent, and of no other."""
-    sent = {name: x for name, x in assignment.tree.items() if not name.startswith("~")}  # a mark: a transform's own
-    return Declared(assignment.work, names=sent, metrics=None if metrics is None else frozenset(metrics))
+    return Declared(assignment.work, names=received(assignment), metrics=None if metrics is None else frozenset(metrics))
+
+
+def received(assignment: Assignment) -> Tree:
+    """Names, shapes and dtypes of what was sent, less what transforms sent beside it (`~clip/norm`)."""
+    return outline({name: x for name, x in assignment.tree.items() if not name.startswith("~")})
+
+
+def outline(values: Tree) -> Tree:
+    """Names, shapes and dtypes, without the numbers."""
+    return {name: x.new_empty(x.shape, device="meta") for name, x in values.items()}
 
 
 def permit(answer: Answer, policy: SitePolicy, usage: Usage, declared: Declared) -> list[Refusal]:
@@ -116,7 +126,7 @@ def _numbers(update: Update, policy: SitePolicy, declared: Declared) -> Iterator
     if not policy.leaves.example_counts and update.weight != 1.0:
         told = f"{at} weighs {update.weight:g}, its number of examples; this site does not tell it: use uniform weights"
         yield Refusal("[leaves] example_counts", told)
-    if not math.isfinite(update.weight):
+    if not (math.isfinite(update.weight) and update.weight >= 0 and update.weight == int(update.weight)):
         yield Refusal("declared", f"{at} weighs {update.weight}, which is no number of examples; nothing left the site")
 
 
@@ -150,7 +160,7 @@ def _tensors(update: Update, declared: Declared) -> Iterator[Refusal]:
     yield from _more(at, sorted(found.keys() - wanted.keys()))
     for name in sorted(wanted.keys() - found.keys())[:_SHOWN]:
         yield Refusal("declared", f"{at} lacks {name!r}, which the job's algorithm declares; nothing left the site")
-    odd = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
+    odd = sorted(name for name in wanted.keys() & found.keys() if not _fits(found[name], wanted[name]))
     for name in odd[:_SHOWN]:
         told = f"{at} has {name!r} as {_shape(found[name])}, declared as {_shape(wanted[name])}; nothing left the site"
         yield Refusal("declared", told)
@@ -165,9 +175,9 @@ def _named(update: Update, declared: Declared, at: str) -> Iterator[Refusal]:
         return
     sent, entries = table_of(declared.names), table_of(update.tree).entries
     known = {entry.name: entry for entry in sent.entries}
-    yield from _more(at, sorted(entry.name for entry in entries if not _is_of(entry.name, known.keys())))
+    yield from _more(at, sorted(entry.name for entry in entries if not _is_of(entry.name, known.keys(), declared.codecs)))
     for entry in entries:
-        if (came := known.get(entry.name)) is not None and came.shape != entry.shape:
+        if (came := known.get(entry.name)) is not None and not _fits(entry, came):
             told = f"{at} has {entry.name!r} as {_shape(entry)}, received as {_shape(came)}; nothing left the site"
             yield Refusal("declared", told)
     held = sum(entry.size_bytes for entry in entries)
@@ -176,11 +186,22 @@ def _named(update: Update, declared: Declared, at: str) -> Iterator[Refusal]:
         yield Refusal("declared", told)
 
 
-def _is_of(name: str, known: Container[str]) -> bool:
+def _fits(found: Entry, wanted: Entry) -> bool:
+    """The same shape, and the same dtype or a narrower one of floating point."""
+    if found.shape != wanted.shape:
+        return False
+    floats = found.dtype.is_floating_point and wanted.dtype.is_floating_point
+    return found.dtype == wanted.dtype or (floats and found.dtype.itemsize < wanted.dtype.itemsize)
+
+
+def _is_of(name: str, known: Container[str], codecs: Container[str] | None) -> bool:
     """A tensor that was received, or a codec's part of one (`w~int8/1=scales`) or of all of them (`top_k/1=values`)."""
     own, _, part = name.rpartition("~")
     codec, sign, _ = part.partition("=")
-    return name in known or bool(sign and "/" in codec and (not own or _is_of(own, known)))
+    if name in known:
+        return True
+    declared = codecs is None or codec.partition("/")[0] in codecs
+    return bool(sign and "/" in codec and declared and (not own or _is_of(own, known, codecs)))
 
 
 def _more(at: str, names: list[str]) -> Iterator[Refusal]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atoll.errors import ConfigError
+from atoll.store import files
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -40,6 +42,37 @@ def sign_job(key: Ed25519PrivateKey, text: str, bundle: bytes = b"") -> bytes:
 def signed_by(keys: Iterable[str], text: str, bundle: bytes, signature: bytes) -> str | None:
     """The key among `keys` (base64) that signed exactly this, or None."""
     return next((key for key in keys if verified(key, statement(text, bundle), signature)), None)
+
+
+def keep_signature(key: Ed25519PrivateKey, job: Path, text: str) -> Path:
+    """Sign what the job file says and put the signature beside it, as `job.toml.sig`; where that is. Raises StoreError."""
+    said = json.dumps({"key": public_text(key), "signature": sign_job(key, text).hex()}).encode() + b"\n"
+    path = job.with_name(job.name + ".sig")
+    with files.replacing(path, len(said)) as file:
+        file.write(said)
+    return path
+
+
+def kept_signature(job: Path, text: str) -> bytes:
+    """The signature beside a job file; b"" where there is none.
+
+    Raises:
+        ConfigError: it can't be read, is no signature, or is of another text: the job was changed after it was signed.
+    """
+    path = job.with_name(job.name + ".sig")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        key, signature = str(said["key"]), bytes.fromhex(said["signature"])
+        refuse_key(key)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ConfigError(f"can't read the signature {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is no signature; sign the job again with `atoll job sign`, or remove it") from None
+    if not verified(key, statement(text), signature):
+        raise ConfigError(f"{job} was changed after it was signed; sign it again with `atoll job sign`, or remove {path}")
+    return signature
 
 
 def verified(key: str, said: bytes, signature: bytes) -> bool:

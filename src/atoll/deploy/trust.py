@@ -30,7 +30,7 @@ def as_coordinator(folder: Path | None, insecure: bool) -> tuple[Credentials | N
         raise missing_extra("cryptography", "net", "certificates") from None
     found = authority.load(folder)
     trusted, sites = found.trust(), frozenset[Role](["site"])
-    return _plain(credentials.of_coordinator(found)), lambda shown: peers.identify(shown, trusted, roles=sites).name
+    return plain(credentials.of_coordinator(found)), lambda shown: peers.identify(shown, trusted, roles=sites).name
 
 
 def who_asks(folder: Path | None) -> Who | None:
@@ -66,7 +66,7 @@ def as_site(folder: Path | None, name: str | None, insecure: bool) -> tuple[Cred
     found = credentials.load(folder)
     if name is not None and found.who.name != name:
         raise ConfigError(f"--site {name}: the certificate in {folder} is of {found.who.name}; leave --site out")
-    return _plain(found), found.who.name
+    return plain(found), found.who.name
 
 
 def _one(folder: Path | None, insecure: bool, option: str) -> None:
@@ -75,5 +75,6 @@ def _one(folder: Path | None, insecure: bool, option: str) -> None:
         raise ConfigError(f"give {option} or --insecure-loopback: {told}")
 
 
-def _plain(found: Identity) -> Credentials:
+def plain(found: Identity) -> Credentials:
+    """As TLS is given it."""
     return Credentials(found.key_pem, found.certificate_pem, found.ca_pem)

@@ -6,6 +6,8 @@ from atoll import tree
 from atoll.errors import ConfigError
 from atoll.types import Assignment, Properties, Transform, Tree, Update
 
+METRICS = ("clipped", "norm")  # what it adds to an update's
+
 
 def clip(norm: float) -> Transform[None]:
     """Scale an update down to `norm` (in units of the update, over all its tensors) when it is longer.

@@ -49,7 +49,7 @@ def _attach(inner: Algorithm[S], link: Transform[G], work: str) -> Algorithm[tup
                 if request.work != work:
                     request = flow.send((yield request))
                     continue
-                reduced = yield _asked(request, link, tree.put(link.broadcast(own), mark))
+                reduced = yield asked(request, link, tree.put(link.broadcast(own), mark))
                 finished, own = link.finish(own, reduced)
                 request = flow.send(reduced._replace(tree=finished))
         except StopIteration as done:
@@ -76,7 +76,7 @@ def links_of(transforms: Iterable[Transform[Any]]) -> list[Link]:
     return found
 
 
-def _asked(request: Request, link: Transform[Any], extra: Tree) -> Request:
+def asked(request: Request, link: Transform[Any], extra: Tree) -> Request:
     """The request as the network sees it: the link's broadcast beside the model, its decode before the one inside it.
 
     What is undone of the sum, by parameters that all clients share, can't be summed with what others had: late, it is dropped.
