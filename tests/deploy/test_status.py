@@ -149,7 +149,7 @@ def test_events_say_who_has_answered_and_which_round_it_is(hub: Hub, tmp_path: P
     watch.emit(Event("failure", 0, "train", SOUTH, {}, "error: no" + chr(27) + "such column"))
     watch.look()
     live = read(tmp_path)
-    assert [(each.client, each.heard) for each in live.clients] == [("north", True), ("south", True)]
+    assert [(each.client, each.heard) for each in live.clients] == [("north", True), ("south", False)]
     assert live.lost == (Trouble(0, "south", "train", "error: no such column"),)
     watch.emit(Event("reduced", 0, "train"))
     watch.look()
@@ -158,6 +158,9 @@ def test_events_say_who_has_answered_and_which_round_it_is(hub: Hub, tmp_path: P
     watch.emit(Event("round", 0))
     watch.look()
     assert (read(tmp_path).round, read(tmp_path).own, read(tmp_path).lost) == (1, False, ())
+    say("waiting for south to keep what its clients remember")  # after the last round, which is not as before the first
+    watch.look()
+    assert (read(tmp_path).own, read(tmp_path).doing[:17]) == (True, "waiting for south")
 
 
 def test_the_file_is_written_when_something_changes_and_when_it_is_old(

@@ -90,6 +90,17 @@ def test_a_site_that_never_called() -> None:
     assert f"Round 3 waits for it until {at(ASKED + 300)}, then begins with those that are there." in told
 
 
+def test_when_a_round_begins_without_a_site() -> None:
+    clients, sites = (IDLE, ClientState("b", "south")), (SiteState("north", False), SOUTH)
+
+    def told(rules: Rules, first: int) -> str:
+        return only(status(*clients, sites=sites, asked=None, rules=rules, first=first))
+
+    assert "Round 3 begins when 2 sites are there that take part, and 1 are." in told(Rules(start_with=2), first=2)
+    assert f"waits for it until {at(ASKED + 300)}, then" in told(Rules(timeout_s=90.0), first=2)
+    assert f"waits for it until {at(ASKED + 90)}, or with 4 clients, then" in told(Rules(timeout_s=90.0, enough=4), first=1)
+
+
 def test_without_any_site_no_round_begins() -> None:
     never = tuple(SiteState(name, False) for name in ("north", "south"))
     found = reasons(status(IDLE, ClientState("b", "south"), sites=never, asked=None))
@@ -107,14 +118,18 @@ def test_a_site_that_nobody_waits_for_is_said_last() -> None:
 def test_refusal_consent_and_no_answer_are_three_things() -> None:
     text = "[jobs] names: 'job' is not allowed"
     refuses = NORTH._replace(consent="refused", reason=text)
-    told = reasons(status(asked("idle"), BUSY, sites=(refuses, SOUTH)))[0]
-    assert told.startswith(f"north: refuses the job: {text}. Round 3 waits for its a (train); after 5 min without it")
+    told = reasons(status(IDLE, BUSY, sites=(refuses, SOUTH)))[0]
+    assert told.startswith(f"north: refuses the job: {text}. Nobody waits for it; rounds go on without its a.")
     assert told.endswith("Whoever runs the site can change its policy or its data; or change the job.")
+    told = only(status(IDLE, sites=(refuses,), asked=None))
+    assert told.startswith(f"north: refuses the job: {text}. Round 3 can't begin, since no site is there that takes part.")
     waits = NORTH._replace(consent="waiting", reason="the site's consent is awaited: `atoll site approve 4f0c` there")
     told = reasons(status(IDLE, sites=(waits, SOUTH), asked=None))[0]
     assert told.startswith(
         "north: has not agreed yet: the site's consent is awaited: `atoll site approve 4f0c` there. Round 3 waits"
     )
+    told = reasons(status(asked("idle"), BUSY, sites=(waits, SOUTH)))[0]
+    assert "Round 3 waits for its a (train); after 5 min without it that counts as lost" in told
     told = reasons(status(IDLE, sites=(NORTH._replace(consent=""), SOUTH), asked=None))[0]
     assert told.startswith("north: connected, and has not answered the invitation: it reads its data and builds its part")
 
@@ -125,6 +140,8 @@ def test_failures_of_the_round_are_told_with_what_the_policy_makes_of_them() -> 
     assert failed == "a at north failed in round 3 (train): error: no such column 'age'. The round goes on without that answer."
     assert busy.startswith("b at south")
     assert "The policy stops the job." in reasons(status(lost=lost, rules=Rules(on_failure="stop")))[0]
+    assert "'train': 0 of 2 clients answered, 1 failed, asked" in headline(status(IDLE, BUSY, lost=lost))
+    assert _first(status(IDLE, BUSY, lost=lost)) == "failed: error: no such column 'age'"
 
 
 def test_a_deadline_and_over_selection() -> None:
@@ -146,9 +163,9 @@ def _first(found: Status) -> str:
 
 def test_the_coordinator_waits_for_nobody() -> None:
     told = only(status(IDLE, ClientState("b", "south"), own=True, asked=None))
-    assert told == ("The coordinator itself is at work in round 3: it folds answers, judges the model or writes a checkpoint.")
+    assert told == ("No client is asked now: in round 3 the coordinator folds answers, judges the model or writes a checkpoint.")
     assert only(status(sites=(), clients=(), doing="reading the data", own=True)) == (
-        "The coordinator itself is at work: reading the data."
+        "No client is asked now: the coordinator is reading the data."
     )
 
 

@@ -26,7 +26,7 @@ MOST_TEXT = 1000  # characters of what a site says that are kept
 
 
 class Rules(NamedTuple):
-    """When the job's rounds close."""
+    """When the job's rounds begin and close."""
 
     close_after: int | None = None  # answers; None: of all who are asked
     min_updates: int = 1
@@ -34,6 +34,8 @@ class Rules(NamedTuple):
     lease_s: float = 3600.0
     on_failure: str = "drop"
     patience_s: float = 300.0  # for a site that is not there
+    start_with: int | None = None  # sites with which the first round begins, and without which it does not
+    enough: int | None = None  # clients with which a round begins; None: it waits for all
 
 
 class SiteState(NamedTuple):
@@ -95,6 +97,7 @@ class Live(NamedTuple):
     clients: tuple[ClientState, ...] = ()
     lost: tuple[Trouble, ...] = ()  # in the open round
     whole: bool = True  # False: one site's part, which alone it may see
+    first: int = 0  # the round that this coordinator began with
 
 
 class Status(NamedTuple):
@@ -113,10 +116,11 @@ class Status(NamedTuple):
     logs: tuple[Said, ...] = ()  # what sites have sent, where it was asked for, the newest last
 
 
-def rules_of(policy: Policy, patience_s: float) -> Rules:
-    """What of a policy says when a round closes."""
-    timeout_s = None if math.isinf(policy.timeout_s) else policy.timeout_s
-    return Rules(policy.close_after, policy.min_updates, timeout_s, policy.lease_s, policy.on_failure, patience_s)
+def rules_of(policy: Policy, patience_s: float, start_with: int | None = None) -> Rules:
+    """What says when the rounds of a job begin and close."""
+    timeout_s, enough = None if math.isinf(policy.timeout_s) else policy.timeout_s, None if policy.exact else policy.in_flight
+    closes = policy.close_after, policy.min_updates, timeout_s, policy.lease_s, policy.on_failure
+    return Rules(*closes, patience_s, start_with, enough)
 
 
 def gathered(hub: Hub, job: str, heard: Collection[str], now: float) -> tuple[tuple[SiteState, ...], tuple[ClientState, ...]]:

@@ -44,8 +44,8 @@ class Watch:
         now = time.time()
         self._hub, self._run, self._folder, self._logs, self._complain = hub, run, folder, logs, complain
         self._guard = threading.Lock()
-        self._live = Live(now, now, "beginning", True, rounds_done, now, None, "", rules)
-        self._heard = set[str]()
+        self._live = Live(now, now, "beginning", True, rounds_done, now, None, "", rules, first=rounds_done)
+        self._heard, self._trained = set[str](), False
         self._written, self._last = 0.0, self._live
         self._troubled, self._over = "", threading.Event()
         self._thread = threading.Thread(target=self._forever, name=f"atoll-watch-{run}", daemon=True)
@@ -65,8 +65,10 @@ class Watch:
 
         def both(text: str) -> None:
             with self._guard:
-                own = text != "training" and not text.startswith("waiting for ")
-                self._live = self._live._replace(doing="training" if not own else text, own=own, opened=time.time())
+                begins = text.startswith("waiting for ") and not self._trained
+                own = text != "training" and not begins
+                self._trained = self._trained or text == "training"
+                self._live = self._live._replace(doing=text if own else "training", own=own, opened=time.time())
             say(text)
 
         return both
@@ -75,12 +77,11 @@ class Watch:
         """As a sink: who has answered, who has failed, which round it is."""
         with self._guard:
             live = self._live
-            if event.kind in ("update", "failure") and event.client is not None:
-                if event.client.startswith(HELD_OUT):
-                    live = live._replace(own=True)
-                else:
-                    self._heard.add(event.client)
-            if event.kind == "failure":
+            if event.kind in ("update", "failure") and (event.client or "").startswith(HELD_OUT):
+                live = live._replace(own=True)
+            elif event.kind == "update":
+                self._heard.add(event.client or "")
+            elif event.kind == "failure":
                 lost = Trouble(event.round, event.client or "", event.work, shown(event.text))
                 live = live._replace(lost=(*live.lost, lost)[-_MOST_LOST:])
             elif event.kind == "reduced":
@@ -137,8 +138,15 @@ class Watch:
 
 
 def watching(
-    hub: Hub, run: Run, job: Job, rounds_done: int, patience_s: float, logs: SiteLogs, complain: Callable[[str], None]
+    hub: Hub,
+    run: Run,
+    job: Job,
+    rounds_done: int,
+    patience_s: float,
+    logs: SiteLogs,
+    complain: Callable[[str], None],
+    start_with: int | None = None,
 ) -> Watch:
     """The watch over a run of a job, of which so many rounds are done."""
-    rules = rules_of(make("policy", job.policy), patience_s)
+    rules = rules_of(make("policy", job.policy), patience_s, start_with)
     return Watch(hub, run.id, run.folder, rules, rounds_done, logs, complain)

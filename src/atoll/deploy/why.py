@@ -34,11 +34,13 @@ def headline(status: Status) -> str:
     if status.state != "running" or live is None:
         return f"{status.run}: {status.state}, {status.rounds_done} of {count(status.rounds, 'round')}"
     told = f"{status.run}: running, round {min(live.round + 1, status.rounds)} of {status.rounds}"
-    asked = [each for each in live.clients if each.round is not None or each.heard]
+    answers, failed = sum(each.heard for each in live.clients), len(_lost_now(live))
+    asked = sum(each.round is not None and not each.heard for each in live.clients) + answers + failed
     if asked and live.asked is not None:
-        answers = sum(each.heard for each in asked)
-        after = f", closes with the first {_closes(live)}" if _closes(live) < len(asked) else ""
-        told += f", {live.work!r}: {answers} of {count(len(asked), 'client')} answered{after}"
+        told += f", {live.work!r}: {answers} of {count(asked, 'client')} answered"
+        told += f", {failed} failed" if failed else ""
+        closes = live.rules.close_after or asked
+        told += f", closes with the first {closes}" if closes < asked else ""
         told += f", asked {_age(status.now - live.asked)} ago"
     return told
 
@@ -62,7 +64,8 @@ def doing(client: ClientState, site: SiteState | None, live: Live, now: float) -
     if site is not None and not _takes_part(site):
         return _state(site, live, now)
     if client.round is None:
-        return "has answered" if client.heard else "nothing is asked of it"
+        failed = _lost_now(live).get(client.client)
+        return "has answered" if client.heard else f"failed: {failed}" if failed else "nothing is asked of it"
     for_s = "" if client.since is None else f", for {_age(now - client.since)}"
     if client.doing == "training":
         step = f"step {client.done} of {client.total}" if client.total else f"step {client.done}"
@@ -121,18 +124,19 @@ def _absent(status: Status, live: Live) -> Iterator[Reason]:
         mine = clients.get(site.site, [])
         waited = [each for each in mine if each.round is not None]
         begins = not asked and not live.own
-        if waited:
-            means = _waited(waited, site, status, live)
-        elif begins and here:
-            until = clock(live.opened + live.rules.patience_s, status.now)
-            means = f"Round {live.round + 1} waits for it until {until}, then begins with those that are there."
-        elif begins:
+        rank = BLOCKED if waited or begins else ASIDE
+        if begins and not here:
             means = f"Round {live.round + 1} can't begin, since no site is there that takes part."
+        elif site.online and site.consent == "refused":
+            rank, means = FAILED, f"Nobody waits for it; rounds go on without {_its(mine, site)}."
+        elif waited:
+            means = _waited(waited, site, status, live)
+        elif begins:
+            means = _begins(status, live)
         else:
             are = "is" if len(mine) < 2 else "are"
             means = f"Nobody waits for it; {_its(mine, site)} {are} asked again when it is there."
         order = site.since if site.since is not None else live.began
-        rank = BLOCKED if waited or begins else ASIDE
         yield Reason(rank, order, f"{site.site}: {_state(site, live, status.now)}. {means}{_mend(site)}")
 
 
@@ -145,6 +149,18 @@ def _waited(waited: Sequence[ClientState], site: SiteState, status: Status, live
         seen = max(each for each in (site.since, live.asked, live.began) if each is not None)
         when = f"at about {clock(seen + live.rules.patience_s, status.now)}"
     return f"{which} ({work}); {when} that counts as lost, and the round goes on by its policy."
+
+
+def _begins(status: Status, live: Live) -> str:
+    """When a round begins without a site that is not there."""
+    rules, which = live.rules, f"Round {live.round + 1}"
+    there = sum(map(_takes_part, live.sites))
+    if live.round == live.first and rules.start_with is not None:
+        return f"{which} begins when {count(rules.start_with, 'site')} are there that take part, and {there} are."
+    between_s = rules.timeout_s if rules.timeout_s is not None and live.round > live.first else rules.patience_s
+    until = clock(live.opened + min(rules.patience_s, between_s), status.now)
+    enough = "" if rules.enough is None else f", or with {count(rules.enough, 'client')}"
+    return f"{which} waits for it until {until}{enough}, then begins with those that are there."
 
 
 def _state(site: SiteState, live: Live, now: float) -> str:
@@ -223,8 +239,8 @@ def _own(live: Live) -> str:
         return "Nothing is asked of this site now; what the round waits for at other sites is not told to it."
     if live.doing == "training":
         does = "folds answers, judges the model or writes a checkpoint"
-        return f"The coordinator itself is at work in round {live.round + 1}: it {does}."
-    return f"The coordinator itself is at work: {live.doing}."
+        return f"No client is asked now: in round {live.round + 1} the coordinator {does}."
+    return f"No client is asked now: the coordinator is {live.doing}."
 
 
 def _shortened(found: Iterable[Reason]) -> Iterator[str]:
@@ -239,10 +255,9 @@ def _takes_part(site: SiteState) -> bool:
     return site.online and site.consent == "accepted"
 
 
-def _closes(live: Live) -> int:
-    """After how many answers the open request closes."""
-    asked = sum(each.round is not None or each.heard for each in live.clients)
-    return min(live.rules.close_after or asked, asked)
+def _lost_now(live: Live) -> dict[str, str]:
+    """Clients that failed at what is asked for now, or was last, and how."""
+    return {each.client: each.text for each in live.lost if each.work == live.work}
 
 
 def _share(client: ClientState) -> str:
