@@ -62,6 +62,9 @@ class Line:
     def log(self, job: str, line: str) -> None:
         self.lines.append(line)
 
+    def wanted(self, job: str, place: Place) -> bool:
+        return True
+
 
 @pytest.fixture(scope="module")
 def clients() -> tuple[ClientId, ...]:

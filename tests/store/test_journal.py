@@ -7,7 +7,7 @@ import torch
 
 from atoll.errors import StoreError
 from atoll.store.journal import FileJournal
-from atoll.types import ClientId, Update
+from atoll.types import ClientId, Failure, Update
 
 
 def update(round: int, client: str = "north") -> Update:
@@ -33,6 +33,19 @@ def test_as_many_earlier_rounds_are_kept_as_asked(tmp_path: Path) -> None:
     assert journal.rounds() == [3, 4]
     journal.begin(3)  # fallen back to an older checkpoint: the round after it is still known
     assert journal.rounds() == [3, 4]
+
+
+def test_failures_of_the_newest_round_are_forgiven(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path, keep=1)
+    for round in (0, 1):
+        journal.begin(round)
+        for answer in (update(round, "a"), Failure(round, ClientId("b"), "train", "lost", "it was offline"), update(round, "c")):
+            journal.accept(answer)
+    journal.forgive()
+    assert [[answer.client for answer in journal.accepted(round)] for round in (0, 1)] == [["a", "b", "c"], ["a", "c"]]
+    journal.begin(1)
+    journal.accept(update(1, "b"))
+    assert [place[1] for place in journal.places(1)] == ["a", "c", "b"]
 
 
 def test_what_a_killed_process_left_half_written_is_not_an_answer(tmp_path: Path) -> None:

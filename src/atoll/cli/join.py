@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli.guard import Stopped
+from atoll.cli.drain import Drain
+from atoll.cli.operation import taking_part
+from atoll.cli.voice import DrainS, Format, LogFormat, OpsAt, Voice, voice_of
 
 if TYPE_CHECKING:
     from atoll.remote.link import Link
@@ -28,7 +29,17 @@ def join(
         typer.Option(metavar="FOLDER", help="What the site keeps: client memory, outbox. Else ./NAME.", show_default=False),
     ] = None,
     identity: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The site's key and certificate.", show_default=False)
+        Path | None, typer.Option(metavar="FOLDER", help="The site's key and certificate; else ./identity.", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="ATOLL_TOKEN", help="From `atoll pki token`: gets the certificate first.", show_default=False),
+    ] = None,
+    enrol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where certificates are given; else the port after the coordinator's.", show_default=False
+        ),
     ] = None,
     policy: Annotated[
         Path | None,
@@ -40,61 +51,70 @@ def join(
     jobs: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Leave when so many jobs have ended; else stay.", show_default=False)
     ] = None,
+    ops: OpsAt = None,
+    log_format: LogFormat = Format.text,
+    drain_s: DrainS = 30.0,
 ) -> None:
     """Take part in the coordinator's jobs with this site's data, until Ctrl-C; joining again goes on.
 
-    Example: `atoll join 127.0.0.1:7433 --site north --insecure-loopback`
+    Examples: `atoll join coordinator.trial.example:7433 --token ...`, and from then on without the token;
+    `atoll join 127.0.0.1:7433 --site north --insecure-loopback`
     """
+    from atoll.deploy.enrol import identity_at
     from atoll.deploy.policy import load_policy
     from atoll.deploy.trust import as_site
-    from atoll.errors import ConfigError
+    from atoll.errors import ConfigError, RemoteError
     from atoll.job.text import load
+    from atoll.store.keys import Keys
 
+    voice, drain = voice_of(log_format), Drain(drain_s, "join again to go on", at_once=True)
     own = None if data is None else load(data)
     rules = None if policy is None else load_policy(policy)
+    identity = identity_at(identity, token, enrol, address, insecure_loopback, voice.say)
     credentials, name = as_site(identity, site, insecure_loopback)
+    keys = Keys.from_environment()  # of what the site keeps
     if not name:
         raise ConfigError("--site is missing: the name of this site, as the coordinator's job has it")
     home = folder or Path(name)
 
     from atoll.deploy.gate import Gate
     from atoll.deploy.gated import Gated
+    from atoll.deploy.judge import reading
+    from atoll.deploy.rotation import kept_by_site
     from atoll.deploy.site import Site
+    from atoll.deploy.willing import Willing
     from atoll.remote.link import Link
     from atoll.store import files, lock
 
     held = lock.Lock(files.make_folder(home) / "lock", f"the folder of the site {home}")
-    before = {each: signal.signal(each, _end) for each in (signal.SIGINT, signal.SIGTERM)}
     link = Link(address, credentials, name, home / "link", insecure=insecure_loopback)
     try:
-        line = link if rules is None else Gated(link, Gate(home, rules, address), own)
-        here = Site(line, home, own, typer.echo)
-        shown = Shown(link, address)
-        here.serve(lambda: shown.look() or (jobs is not None and len(here.ended) >= jobs))
+        with taking_part(link, home, voice, drain, ops) as line, kept_by_site(link, identity, voice.say), reading(rules):
+            gated = None if rules is None else Gated(line, Gate(home, rules, address), own)
+            here = Site(gated or Willing(line, home, address), home, own, voice.say, keys, gated.built if gated else None)
+            shown = Shown(link, address, voice)
+            here.serve(lambda: shown.look() or line.done or (jobs is not None and len(here.ended) >= jobs))
     finally:
-        for each in before:  # this process only ends: one more Ctrl-C has nothing to stop
-            signal.signal(each, signal.SIG_IGN)
         link.close()
         held.release()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _end(number: int, _: Any) -> None:
-    raise Stopped("stopped; join again to go on")
+    if drain.asked:
+        raise drain.stopped()
+    if here.failed:
+        told = ", ".join(f"{job} has failed at its coordinator ({why})" for job, why in here.failed.items())
+        raise RemoteError(f"{told}; when it is served again, join again: it goes on")
 
 
 class Shown:
     """Says when the session comes and goes, once each time."""
 
-    def __init__(self, link: Link, address: str) -> None:
-        self._link, self._address, self._last = link, address, ""
+    def __init__(self, link: Link, address: str, voice: Voice) -> None:
+        self._link, self._address, self._voice, self._last = link, address, voice, ""
 
     def look(self) -> bool:
         """False: nothing here ends the site."""
         online = self._link.online
         told = f"connected to {self._address}" if online else self._link.trouble
         if told and told != self._last:
-            typer.echo(told, err=not online)
+            self._voice.say(told, "connected" if online else "disconnected", "info" if online else "warning")
             self._last = told
         return False

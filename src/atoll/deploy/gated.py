@@ -6,22 +6,28 @@ It speaks as the link does, so that the site program is the same with a policy a
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import sys
-from collections.abc import Generator, Iterator
-from typing import Protocol
+import time
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from atoll.deploy.approvals import Admission
-from atoll.deploy.brief import job_of
+from atoll.deploy.brief import job_of, said_by
+from atoll.deploy.declared import Promise, promises
 from atoll.deploy.gate import Gate
-from atoll.deploy.judge import Offer, Usage, text_of
+from atoll.deploy.judge import Offer, Usage
 from atoll.deploy.permit import WITHHELD, Declared, declared_by_assignment
 from atoll.errors import AtollError
 from atoll.job.schema import Named
 from atoll.job.text import Document
 from atoll.remote.values import Acknowledged, Closed, Invited, Offered, Place, Refused, SiteEvent, place_of
 from atoll.types import Answer
+
+if TYPE_CHECKING:
+    from atoll.federation import Federation
+
+LOOK_S = 1.0  # between two looks at the consent, while work is under way
 
 
 class Line(Protocol):
@@ -42,6 +48,9 @@ class Line(Protocol):
     def log(self, job: str, line: str) -> None:
         """A line of the site's log."""
 
+    def wanted(self, job: str, place: Place) -> bool:
+        """Whether the work under way is still wanted."""
+
 
 class Gated:
     """A link and the gate before it. `data`: a document whose [data] is the site's own, read in the place of the jobs'.
@@ -61,7 +70,13 @@ class Gated:
         self._offers: dict[str, tuple[Invited, Offer]] = {}
         self._joined: set[str] = set()  # jobs that the site program was told of
         self._said: dict[str, str] = {}  # why not, as the coordinator was told
+        self._promises: dict[str, Mapping[str, Promise]] = {}  # by job, and kind of work
         self._declared: dict[tuple[str, Place], Declared] = {}  # of work under way
+        self._looked_s = time.monotonic()
+
+    def built(self, job: str, federation: Federation, rounds: int) -> None:
+        """The site has built its half of a job: what the job's algorithm declares is what its answers are judged by."""
+        self._promises[job] = promises(federation, rounds)
 
     def events(self, timeout_s: float) -> Generator[SiteEvent, None, None]:
         """As the link's, but for what may not come in."""
@@ -76,6 +91,8 @@ class Gated:
 
     def consent(self, job: str, accepted: bool, reason: str = "", about: bytes = b"") -> None:
         """As the link's; why a site can't take part may quote data, and leaves only where reasons may."""
+        if not accepted:
+            self._gate.log.append("refused", job=job[:200], sender=self._gate.to, refusals=[reason[:1000]])
         self._line.consent(job, accepted, reason if self._gate.policy.leaves.reasons or not reason else WITHHELD, about)
 
     def answer(self, job: str, answer: Answer) -> None:
@@ -92,6 +109,20 @@ class Gated:
         if self._gate.policy.leaves.logs:
             self._line.log(job, line)
 
+    def wanted(self, job: str, place: Place) -> bool:
+        """As the link's; and no more once the site has denied the job, which is looked up every second."""
+        if not self._line.wanted(job, place):
+            return False
+        if job not in self._offers or time.monotonic() < self._looked_s + LOOK_S:
+            return True
+        self._looked_s = time.monotonic()
+        admission = self._judged(job)
+        if admission.status != "denied":
+            return True
+        self._joined.discard(job)
+        self._refuse(job, admission.text, admission.status)
+        return False
+
     def _passed(self, event: SiteEvent) -> SiteEvent | None:
         if isinstance(event, Invited):
             return self._invited(event)
@@ -100,6 +131,7 @@ class Gated:
         if isinstance(event, Closed):
             self._offers.pop(event.job, None)
             self._joined.discard(event.job)
+            self._promises.pop(event.job, None)
         if isinstance(event, Acknowledged) and self._gate.withheld(event.job, event.place):
             return Refused(event.job, event.place)  # what was acknowledged is the failure; the update never left
         return event
@@ -107,12 +139,16 @@ class Gated:
     def _invited(self, event: Invited) -> Invited | None:
         try:
             job, _ = job_of(event.brief)
-            offer = Offer(job, values_of(event.brief), run=event.job, sender=self._gate.to, data=self._data)
+            values, signature = said_by(event.brief)
+            offer = Offer(job, values, signature=signature, run=event.job, sender=self._gate.to, data=self._data)
         except AtollError as error:
-            self._refuse(event.job, str(error).replace("\n", "; "))  # it quotes the job, not the data
+            told = str(error).replace("\n", "; ")  # it quotes the job, not the data
+            if self._said.get(event.job) != told:
+                self._gate.log.append("refused", job=event.job[:200], sender=self._gate.to, refusals=[told[:1000]])
+            self._refuse(event.job, told)
             return None
         known = self._offers.get(event.job)
-        if known is not None and text_of(known[1].values) != offer.text:
+        if known is not None and (known[1].text, known[1].signature) != (offer.text, offer.signature):
             self._joined.discard(event.job)
         self._offers[event.job] = (event, offer)
         return self._admitted(event.job)
@@ -152,13 +188,9 @@ class Gated:
                 self._joined.discard(job)
                 self._refuse(job, admission.text, admission.status)
             return None
-        self._declared[job, place] = declared_by_assignment(event.assignment)
+        promise = self._promises.get(job, {}).get(place.work)
+        self._declared[job, place] = promise.of(event.assignment) if promise else declared_by_assignment(event.assignment)
         return event
-
-
-def values_of(brief: bytes) -> dict[str, object]:
-    """What the job file says, in a brief that `job_of` has read."""
-    return dict(json.loads(brief)["job"])
 
 
 def _generator(events: Iterator[SiteEvent]) -> Generator[SiteEvent, None, None]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atoll.remote.hub import Hub
     from atoll.remote.link import Link
 
-FAILURES = ("error", "not_finite", "no_data", "lost", "expired", "invalid")
+FAILURES = ("error", "not_finite", "no_data", "lost", "refused", "expired", "invalid")
 ROUND_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 MOVING: Mapping[Doing, str] = {"fetching": "down", "pushing": "up"}  # as a site sees it
 

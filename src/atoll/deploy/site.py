@@ -16,17 +16,19 @@ from atoll.data.examples import steps_of
 from atoll.data.text import Texts
 from atoll.deploy.brief import job_of
 from atoll.engines.serial import serial
-from atoll.errors import AtollError, ConfigError
+from atoll.errors import AtollError, ConfigError, RemoteError
 from atoll.job.build import build, data_of, dataset_of, tokenizer_of
 from atoll.remote.values import Acknowledged, Cancelled, Closed, Invited, Offered, Place, Refused, SiteEvent
 from atoll.store.memories import FileMemories
+from atoll.store.sealed import lay
 from atoll.types import Answer, Assignment, ClientId, Dataset, Failure, Local
 
 if TYPE_CHECKING:
-    from atoll.deploy.gated import Gated
+    from atoll.deploy.gated import Line
+    from atoll.federation import Federation
     from atoll.job.schema import Job
     from atoll.job.text import Document
-    from atoll.remote.link import Link
+    from atoll.store.keys import Keys
 
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
@@ -35,11 +37,18 @@ class Site:
     """The jobs in which a site takes part, over one link. `data`: a document whose [data] is the site's own, not the job's."""
 
     def __init__(
-        self, link: Link | Gated, folder: Path, data: Document | None = None, say: Callable[[str], None] = lambda _: None
+        self,
+        link: Line,
+        folder: Path,
+        data: Document | None = None,
+        say: Callable[..., None] = lambda *_, **__: None,  # (text, job=, and what else is known of it)
+        keys: Keys | None = None,  # that client memory is sealed with; None: it lies in the open
+        built: Callable[[str, Federation, int], object] | None = None,  # told of each job's federation and its rounds
     ) -> None:
-        self._link, self._folder, self._data, self._say = link, folder, data, say
+        self._link, self._folder, self._data, self._say, self._keys, self._built = link, folder, data, say, keys, built
         self._parts: dict[str, Part] = {}
         self.ended: set[str] = set()  # jobs that the coordinator has closed
+        self.failed: dict[str, str] = {}  # of these, those that have failed there, and why
 
     def serve(self, stopped: Callable[[], bool], look_s: float = 0.5) -> None:
         """Do what the coordinator says until `stopped()`; it is asked between events, and `look_s` after the last one."""
@@ -67,15 +76,21 @@ class Site:
         elif isinstance(event, Closed):
             self.ended.add(event.job)
             self._parts.pop(event.job, None)
-            self._tell(event.job, "the job has ended")
+            if event.failed:
+                self.failed[event.job] = event.failed
+            self._tell(
+                event.job, f"the job has failed at its coordinator: {event.failed}" if event.failed else "the job has ended"
+            )
 
     def _join(self, invited: Invited) -> None:
         """Build the site's part of the job, or say why it can't be."""
+        self.ended.discard(invited.job)
+        self.failed.pop(invited.job, None)
         known = self._parts.get(invited.job)
         if known is None or known.invited != invited:
             self._tell(invited.job, f"reading the data of {', '.join(invited.clients)}, building the job")
             try:
-                self._parts[invited.job] = Part(invited, self._memories(invited.job), self._data, self._told)
+                self._parts[invited.job] = Part(invited, self._memories(invited.job), self._data, self._told, self._built)
             except AtollError as error:
                 told = str(error).replace("\n", "; ")
                 self._tell(invited.job, "not taking part", f": {told}")
@@ -89,22 +104,30 @@ class Site:
         here = f"round {assignment.round + 1}, {assignment.client}, {assignment.work}"
         self._link.log(job, f"{here}: begins")
         answer = part.answer(assignment) if part else Failure(*place, "invalid", "this site does not take part in the job")
+        if part and not self._link.wanted(job, Place(*place)):
+            self._memories(job).discard(assignment.client, assignment.round, assignment.work)
+            self._tell(job, f"{here}: withdrawn")
+            return
         self._link.answer(job, answer)
         words = f": {answer.reason}" if isinstance(answer, Failure) else ""
-        self._tell(job, f"{here}: {'failed' if words else 'answered'}", words)
+        about = {"event": "failed" if words else "answered", "round": assignment.round + 1, "client": assignment.client}
+        self._tell(job, f"{here}: {'failed' if words else 'answered'}", words, **about, work=assignment.work)
 
-    def _tell(self, job: str, text: str, words: str = "") -> None:
+    def _tell(self, job: str, text: str, words: str = "", **about: object) -> None:
         """A line for whoever runs the site; without the `words` of errors it goes to the coordinator, where a policy lets it."""
-        self._say(f"{job}: {text}{words}")
+        self._say(text + words, job=job, **about)
         self._link.log(job, text)
 
     def _told(self, job: str, assignment: Assignment, step: int, steps: int) -> None:
-        self._link.say(job, Place(assignment.round, assignment.client, assignment.work), step, steps)
+        place = Place(assignment.round, assignment.client, assignment.work)
+        self._link.say(job, place, step, steps)
+        if not self._link.wanted(job, place):
+            raise RemoteError("nobody waits for this work any more")  # what comes next need not wait until it is done
 
     def _memories(self, job: str) -> FileMemories:
         if not _JOB.fullmatch(job):
             raise ConfigError(f"the job {job!r} has a name that is no file's: letters, digits, - and _, 100 at the most")
-        return FileMemories(self._folder / "memory" / job)
+        return FileMemories(self._folder / "memory" / job, lay=lay(self._keys, f"{job}/memory"))
 
 
 class Part:
@@ -116,13 +139,18 @@ class Part:
         memories: FileMemories,
         own: Document | None,
         told: Callable[[str, Assignment, int, int], None] = lambda *_: None,
+        built: Callable[[str, Federation, int], object] | None = None,
     ) -> None:
         self.invited, self.clients = invited, invited.clients
         job, population = job_of(invited.brief)
+        if region := next((client for client in invited.clients if client in job.regions), None):
+            raise ConfigError(f"{region!r} is a region, for which a relay speaks: start this site with `atoll relay`")
         dataset = data_of(job) if own is None else _own(own, job, invited.clients, population)
         if absent := [client for client in invited.clients if not dataset.clients.get(client)]:
             raise ConfigError(f"the data here ({dataset.name}) has no client {absent[0]!r}, which this site is to speak for")
         federation = build(job, dataset)
+        if built is not None:
+            built(invited.job, federation, job.rounds)
         self._local = federation.local(job.rounds)
         telling = {
             work: _telling(local, lambda assignment, step: told(invited.job, assignment, step, self._steps(assignment)))
