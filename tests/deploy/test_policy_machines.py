@@ -1,4 +1,4 @@
-"""A deployed job whose sites have policies: the bits are those of the simulation, and each site's log says what left it."""
+"""A signed job whose sites come with a token and a policy: the bits are those of the simulation, and each site's log is whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from atoll.deploy.judge import text_of
+from atoll.deploy.signatures import keep_signature, load_key, make_key
 from atoll.deploy.verify import records, verify
+from atoll.identity import authority, tokens
+from atoll.job.text import parse
 
 ATOLL = [sys.executable, "-u", "-c", "from atoll.cli.main import app; app()"]
 JOB = """
@@ -40,6 +44,9 @@ names = ["digits"]
 work = ["train"]
 metrics = ["loss", "examples", "seconds", "steps"]
 round_mib = 1.0
+[code]
+keys = ["KEY"]
+signed_jobs = true
 """
 
 
@@ -80,14 +87,20 @@ def until(process: subprocess.Popen[str], part: str) -> str:
 @pytest.mark.slow
 def test_with_policies_the_bits_are_the_same_and_the_logs_are_whole(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "north.toml").write_text(OPEN)
-    (tmp_path / "south.toml").write_text(OPEN.replace("automatic", "manual"))
-    words = ("serve", "job.toml", "--listen", "127.0.0.1:0", "--insecure-loopback", "--runs", "deployed")
+    key = make_key(tmp_path / "me.key")
+    keep_signature(load_key(tmp_path / "me.key"), tmp_path / "job.toml", text_of(parse(JOB).values))
+    (tmp_path / "north.toml").write_text(OPEN.replace("KEY", key))
+    (tmp_path / "south.toml").write_text(OPEN.replace("KEY", key).replace("automatic", "manual"))
+    pki = authority.create(tmp_path / "pki", "trial.example", ["127.0.0.1"])
+    token = {name: str(tokens.Ticket(name, tokens.invite(pki, name), pki.sha256)) for name in ("north", "south")}
+    words = ("serve", "job.toml", "--listen", "127.0.0.1:0", "--enrol", "127.0.0.1:0", "--pki", "pki", "--runs", "deployed")
     coordinator = start(started, tmp_path, *words)
     address = until(coordinator, "listening on").split()[-1]
-    join = ("join", address, "--insecure-loopback", "--jobs", "1")
-    north = start(started, tmp_path, *join, "--site", "north", "--policy", "north.toml")
-    south = start(started, tmp_path, *join, "--site", "south", "--policy", "south.toml")
+    join = ("join", address, "--enrol", until(coordinator, "giving certificates on").split()[-1], "--jobs", "1")
+    north, south = (
+        start(started, tmp_path, *join, "--token", token[name], "--identity", f"{name}-id", "--policy", f"{name}.toml")
+        for name in ("north", "south")
+    )
     until(north, "taking part with 2 clients")
     until(south, "connected to")
     approval = [*ATOLL, "site", "approve", "figures", "--folder", "south", "--by", "anna"]
