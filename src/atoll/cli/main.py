@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import audit, data, jobs, join, names, pki, runs, serve, site, status
+from atoll.cli import audit, data, job, jobs, join, names, pki, runs, serve, site, status
 from atoll.cli.guard import Guarded
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ app.command()(join.join)
 app.command()(status.status)
 app.command()(status.why)
 app.add_typer(data.app, name="data")
+app.add_typer(job.app, name="job")
 app.add_typer(pki.app, name="pki")
 app.add_typer(site.app, name="site")
 app.add_typer(audit.app, name="audit")
