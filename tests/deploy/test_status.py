@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 
 from atoll.deploy import watch as watching
+from atoll.deploy.brief import brief_of
+from atoll.deploy.gate import Gate
+from atoll.deploy.gated import Gated
+from atoll.deploy.policy import read_policy
 from atoll.deploy.sitelogs import MOST_BYTES, SiteLogs, last
 from atoll.deploy.status import FILE, ClientState, Live, Rules, SiteState, Status, Trouble, from_json, shown, to_json
 from atoll.deploy.watch import Watch
 from atoll.deploy.why import reasons
 from atoll.errors import StoreError
+from atoll.job.text import parse
 from atoll.remote.hub import Hub
-from atoll.remote.values import Place
-from atoll.types import Event
+from atoll.remote.values import Invited, Place
+from atoll.types import ClientId, Event
+from tests.deploy.test_gated import JOB as FIGURES
+from tests.deploy.test_gated import Line
 from tests.remote.ends import JOB, NORTH, SOUTH, Proxy, ask_for, hub_at, link_to, offered, tree_of, until
 
 PLACE = Place(0, NORTH, "train")
@@ -295,3 +302,18 @@ def test_what_is_no_json_is_refused(text: str | bytes) -> None:
 def test_nobodys_words_move_a_cursor() -> None:
     assert shown("a\x1b[31m\r\n\u202eb\x00") == "a [31m   b "
     assert len(shown("x" * 5000)) == 1000
+
+
+@pytest.mark.parametrize(("policy", "status"), [("", b"waiting"), ('[jobs]\nnames = ["others-*"]', b"refused")])
+def test_a_site_says_whether_its_refusal_is_its_last_word(tmp_path: Path, policy: str, status: bytes) -> None:
+    found: list[bytes] = []
+
+    class Told(Line):
+        def consent(self, job: str, accepted: bool, reason: str = "", about: bytes = b"") -> None:
+            found.append(about)
+
+    line = Told()
+    gated = Gated(line, Gate(tmp_path, read_policy(f"site_policy = 1\n{policy}"), "university"))
+    line.says.append(Invited("figures-1", (ClientId("client-0"),), brief_of(parse(FIGURES).values, ["client-0", "client-1"])))
+    assert not list(gated.events(0.0))
+    assert found == [status]

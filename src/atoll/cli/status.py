@@ -126,10 +126,10 @@ def _show(found: list[Status], one: bool, as_json: bool) -> None:
     elif one:
         _lines(found[0])
     else:
-        from atoll.deploy.why import headline
+        from atoll.deploy.why import headline, reasons
 
         for each in found:
-            typer.echo(headline(each))
+            typer.echo(f"{headline(each)}\n- {reasons(each)[0]}")
     for each in found if one and not as_json else ():
         _logs(each)
 
