@@ -93,7 +93,13 @@ def imported(nodes: Iterator[ast.AST]) -> set[str]:
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules.add(node.module.split(".")[0])
-    return {canonicalize_name(homes().get(module, [module])[0]) for module in modules - sys.stdlib_module_names - {"atoll"}}
+    return {_home(module) for module in modules - sys.stdlib_module_names - {"atoll"}}
+
+
+def _home(module: str) -> str:
+    """The distribution that a module comes with; of several that share a name, such as `google`, one that is required."""
+    found = [canonicalize_name(home) for home in homes().get(module, [module])]
+    return next((home for home in found if home in BASE), found[0])
 
 
 WRITTEN = sorted(path for path in SRC.rglob("*.py") if not path.stem.endswith("_pb2"))  # the rest is made by protoc

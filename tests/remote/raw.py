@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from blake3 import blake3
 
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.channel import METHODS, SERVICE, SITE_KEY
@@ -83,4 +83,4 @@ class Session:
 
 def chunk(data: bytes, parcel: pb.Parcel | None = None, before: bytes = b"") -> Chunk:
     """Of an answer whose bytes `before` were sent already."""
-    return Chunk(data, mark_of(hashlib.sha256(before + data)), parcel, len(before))
+    return Chunk(data, mark_of(blake3(before + data)), parcel, len(before))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,11 +26,11 @@ from tests.remote.ends import NORTH, ask_for, reply, tree_of
 
 
 def blob_of(data: bytes) -> Blob:
-    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+    return Blob(blake3(data).hexdigest(), len(data))
 
 
 def mark(data: bytes) -> int:
-    return mark_of(hashlib.sha256(data))
+    return mark_of(blake3(data))
 
 
 @given(data=st.binary(min_size=1, max_size=200), cuts=st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=12))
@@ -171,7 +171,7 @@ def test_marks_do_not_depend_on_how_bytes_come(cuts: list[int]) -> None:
     for cut in [*sorted(cuts), len(data)]:
         hashed.update(memoryview(data)[at:cut])
         at = max(at, cut)
-    assert hashed.digest == hashlib.sha256(data).hexdigest()
+    assert hashed.digest == blake3(data).hexdigest()
     assert [hashed.at(end) for end in (CHUNK_BYTES, 3 * CHUNK_BYTES, len(data))] == [
         mark(data[:CHUNK_BYTES]),
         mark(data[: 3 * CHUNK_BYTES]),

@@ -209,5 +209,5 @@ def place_from(place: pb.Place) -> Place:
 def blob_from(blob: pb.Blob) -> Blob:
     """From the network. Raises RemoteError where the digest is none: it is about to be a file's name."""
     if not re.fullmatch("[0-9a-f]{64}", blob.digest):
-        raise RemoteError(f"{blob.digest[:80]!r} is not a SHA-256; the other end is damaged or hostile")
+        raise RemoteError(f"{blob.digest[:80]!r} is no digest; the other end is damaged or hostile")
     return Blob(blob.digest, blob.size_bytes)

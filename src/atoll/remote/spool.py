@@ -1,4 +1,4 @@
-"""Files by the SHA-256 of what they hold: written once, received in parts, resumed after any cut, never believed unread."""
+"""Files by the BLAKE3 of what they hold: written once, received in parts, resumed after any cut, never believed unread."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import threading
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from blake3 import blake3
 
 from atoll.errors import RemoteError, StoreError
 from atoll.remote.marks import Hashed, mark_of
@@ -103,7 +105,7 @@ class Spool:
             RemoteError: no digest, or larger than is taken here. StoreError: the disk has no room for it.
         """
         if not re.fullmatch("[0-9a-f]{64}", blob.digest):
-            raise RemoteError(f"{blob.digest[:80]!r} is not a SHA-256; the other end is damaged or hostile")
+            raise RemoteError(f"{blob.digest[:80]!r} is no digest; the other end is damaged or hostile")
         if blob.size_bytes > self._limits.blob_bytes:
             raise RemoteError(f"{blob.size_bytes} bytes were announced; {self._limits.blob_bytes} are taken here at most")
         with self._guard:
@@ -167,7 +169,7 @@ class Part:
 
     def __init__(self, path: Path, blob: Blob) -> None:
         self.blob, self.offset, self._path = blob, 0, path
-        self._hash, self._guard = hashlib.sha256(), threading.Lock()
+        self._hash, self._guard = blake3(), threading.Lock()
         try:
             self._file = open(_part(path), "ab+", buffering=0)  # noqa: SIM115
             self._file.seek(0)
@@ -223,7 +225,7 @@ class Part:
 
     def _restart(self) -> None:
         self._file.truncate(0)
-        self._hash, self.offset = hashlib.sha256(), 0
+        self._hash, self.offset = blake3(), 0
 
 
 def _write(file: io.FileIO, left: memoryview) -> None:

@@ -22,7 +22,7 @@ class Place(NamedTuple):
 class Blob(NamedTuple):
     """Bytes by their content: nobody can be given other ones under this name."""
 
-    digest: str  # SHA-256 in hexadecimal
+    digest: str  # BLAKE3 in hexadecimal
     size_bytes: int
 
 
