@@ -38,6 +38,7 @@ from atoll.store.memories import Kept
 from atoll.store.several import Several
 from atoll.transforms.broadcast import with_broadcast
 from atoll.transforms.pipe import pipe
+from atoll.transforms.regions import with_regions
 from atoll.types import HELD_OUT, Algorithm, ClientId, Dataset, Examples, Local, Task, Transform, Tree
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Federation:
     factory. `evaluate_every`: judge the global model on the held-out examples after every so many rounds (0: never);
     `evaluate_clients`: on each client's own too. `finetune`: local work by which each client adapts the final model to
     itself. `selection`: which of the idle clients are asked first (None: a random order). `fleet`: whose devices the
-    clients are, in virtual time (None: as they are, in real time).
+    clients are, in virtual time (None: as they are, in real time). `regions`: clients that stand for several, and how many.
 
     >>> from atoll import digits, classification, dirichlet, fedavg, mlp, sgd
     >>> task = classification(mlp(64, [32], 10))
@@ -81,6 +82,7 @@ class Federation:
     selection: Selection[Any] | None = None
     fleet: Fleet | None = None
     broadcast: Transform[Any] | None = None
+    regions: Mapping[ClientId, int] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Federation:
             raise ConfigError(f"engine = {self.engine!r}: must be one of {', '.join(ENGINES)}, or a factory")
         if self.selection is not None and self.selection.unbiased:
             self.plain().init(binding(self.task.module).state())  # the algorithm's first request shows what it averages by
-        elif self.selection is not None or self.broadcast is not None:
+        elif self.selection is not None or self.broadcast is not None or self.regions:
             self.plain()  # says what does not go together
 
     def run(
@@ -154,7 +156,21 @@ class Federation:
         if self.selection is not None:
             algorithm = with_selection(algorithm, self.selection, self.policy, sorted(self.data.clients))
         algorithm = pipe(algorithm, *self.transforms) if self.transforms else algorithm
-        return algorithm if self.broadcast is None else with_broadcast(algorithm, self.broadcast, seed=self.seed)
+        if self.broadcast is not None:
+            algorithm = with_broadcast(algorithm, self.broadcast, seed=self.seed)
+        return self._regional(algorithm) if self.regions else algorithm
+
+    def _regional(self, algorithm: Algorithm[Any]) -> Algorithm[Any]:
+        """The algorithm where some clients are regions, which are heard as means alone."""
+        apart = {
+            "a rule of selection chooses clients by what each of them tells": self.selection is not None,
+            "clients are judged one by one": self.evaluate_clients,
+            "clients adapt the model one by one": self.finetune is not None,
+            "the algorithm's clients send what it has encoded itself": self.algorithm.local["train"].payload == "encoded",
+        }
+        for why in (told for told, found in apart.items() if found):
+            raise ConfigError(f"regions: {why}, and of a region's clients only the mean is heard; leave out one of the two")
+        return with_regions(algorithm, self.regions)
 
     def local(self, rounds: int) -> Mapping[str, Local[Any]]:
         """All that clients are asked to do in a run of so many rounds, by name: what a site has to know of the algorithm."""

@@ -28,6 +28,7 @@ class Fold:
         self._acc, self._early = request.reduce.init(), dict[ClientId, Callable[[], Update] | None]()
         self._next, self._clients, self._each = 0, list[ClientId](), list[Metrics]()
         self._metrics = dict[str, tuple[float, float]]()
+        self._heads, self._weight = 0, 0.0
 
     def judge(self, update: Update) -> Answer:
         """The update as it came, or the failure that it is: it does not decode, or see `verdict`."""
@@ -61,7 +62,7 @@ class Fold:
             self.catch_up()
             self._next += 1
         metrics = {name: total / weight for name, (total, weight) in self._metrics.items() if weight > 0}
-        return Reduced(self._reduce.finish(self._acc), self._clients, metrics, self._each)
+        return Reduced(self._reduce.finish(self._acc), self._clients, metrics, self._each, self._heads, self._weight)
 
     def catch_up(self) -> None:
         """Fold those held whose turn it is by now; apart from `hear`, so that its update can be let go before."""
@@ -81,6 +82,7 @@ class Fold:
         update = answer._replace(age=age, factor=self._staleness(age))
         self._acc = self._reduce.add(self._acc, update)
         self._clients.append(update.client)
+        self._heads, self._weight = self._heads + update.clients, self._weight + update.weight
         self._each.append(update.metrics)
         for name, value in update.metrics.items():
             total, weight = self._metrics.get(name, (0.0, 0.0))

@@ -19,7 +19,7 @@ class Total(NamedTuple):
 
 
 def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Total]:
-    """sum_k w_k f_k x_k / sum_k w_k, in float32 or wider; w_k = Update.weight, or 1 when uniform; f_k = Update.factor.
+    """sum_k w_k f_k x_k / sum_k w_k in float32 or wider, f_k = Update.factor; w_k = Update.weight, or its clients if uniform.
 
     >>> from atoll.types import Update
     >>> m = mean()
@@ -31,7 +31,7 @@ def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Tot
         raise ConfigError(f"mean weights = {weights!r}: must be 'examples' or 'uniform'")
 
     def add(total: Total, update: Update) -> Total:
-        weight = update.weight if weights == "examples" else 1.0
+        weight = update.weight if weights == "examples" else float(update.clients)
         share = weight * update.factor
         if total.tree is None:
             return Total(tree.map(lambda x: _wide(x).mul_(share), update.tree), weight)
@@ -42,7 +42,7 @@ def mean(weights: Literal["examples", "uniform"] = "examples") -> Aggregator[Tot
             return {}
         return tree.map(lambda x: x.div_(total.weight), total.tree)
 
-    return Aggregator(lambda: Total(None, 0.0), add, _merge, finish, only_sum=True)
+    return Aggregator(lambda: Total(None, 0.0), add, _merge, finish, only_sum=True, weights=weights)
 
 
 def total() -> Aggregator[Total]:

@@ -90,7 +90,9 @@ def feddst(
                 raise TreeError(f"it was trained under the mask of round {update.round + 1}, and the mask is another since")
             return update
 
-        reduced = yield Request("train", clients, lambda c: sent if c in told else newly, reduce, like=values, decode=current)
+        reduced = yield Request(
+            "train", clients, lambda c: sent if c in told else newly, reduce, like=values, decode=current, by_client=True
+        )
         learnt = masks_.fill(reduced.tree, small) if reduced.tree else {}
         step = units.put(groups, kept, learnt, tree.zeros(state.params))
         heard = set(reduced.clients)

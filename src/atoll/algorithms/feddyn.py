@@ -55,7 +55,7 @@ def feddyn(local: Local[Any], population: int, alpha: float = 0.1) -> Algorithm[
 
     def round(state: State, clients: Sequence[ClientId]) -> Generator[Request, Reduced, State]:
         reduced = yield Request("train", clients, lambda _: state.params, mean("uniform"), like=state.params)
-        share = len(reduced.clients) / population
+        share = reduced.heads / population
         h = tree.map(lambda h, d: h - alpha * share * d, state.h, reduced.tree)
         moved = tree.map(lambda w, d, h: w + d - h / alpha, state.params, reduced.tree, h)
         if local.averaged:  # batch norm's statistics have no gradient to correct

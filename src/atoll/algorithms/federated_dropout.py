@@ -84,7 +84,7 @@ def federated_dropout(
             return units.cut(groups, given(state.round, client), params)
 
         if draw == "client":
-            delta = (yield Request("train", clients, own, held(place, weights), like=small)).tree
+            delta = (yield Request("train", clients, own, held(place, weights), like=small, by_client=draw == "client")).tree
         else:  # of another round's units nothing can be averaged with this one's
             reduced = yield Request("train", clients, lambda _: small, mean(weights), fresh=True, like=small)
             delta = units.put(groups, common, reduced.tree, tree.zeros(params))

@@ -97,7 +97,9 @@ def fedkseed(
             return {**patch(state.g, since, state.base), **order}
 
         like = dict.fromkeys(("h", "size", "times") if pro else ("h",), state.g)
-        reduced = yield Request("train", clients, tree_for, mean("examples"), like=like, decode=lambda u: _dense(u, recipe))
+        reduced = yield Request(
+            "train", clients, tree_for, mean("examples"), like=like, decode=lambda u: _dense(u, recipe), by_client=True
+        )
         return _after(state, reduced, asked, recipe)
 
     def params(state: State) -> Tree:

@@ -65,7 +65,7 @@ def scaffold(local: Local[Any], population: int, lr: float = 1.0) -> Algorithm[S
         reduced = yield Request("train", clients, lambda _: sent, mean("uniform"), like=sent)
         step, change = tree.take(reduced.tree, "w/"), tree.take(reduced.tree, "c/")
         params = tree.add(state.params, tree.scale(step, lr))
-        return State(params, tree.axpy_(tree.pack(state.control), change, len(reduced.clients) / population))
+        return State(params, tree.axpy_(tree.pack(state.control), change, reduced.heads / population))
 
     fold = correct(local, "scaffold", start, bend, final, plain_sgd=True, composite=True)
     return Algorithm(lambda w: State(tree.pack(w), tree.zeros(tree.pack(w))), round, lambda s: s.params, {"train": fold})

@@ -109,7 +109,7 @@ def streaming_diloco(
         whole = {"fragment": fragment, "whole": torch.tensor(True), **tree.put(w, "w/")}
         like = part(w, names)
         tree_for = lambda c: update if c in heard else whole  # noqa: E731
-        reduced = yield Request("train", clients, tree_for, mean("uniform"), True, like=like)
+        reduced = yield Request("train", clients, tree_for, mean("uniform"), True, like=like, by_client=True)
         step, after = step_by.update(reduced.tree, part(state.momentum, names))
         params = {**w, **tree.add(like, {name: step[name] for name in names})}
         return State(params, {**state.momentum, **after}, state.turn + 1, tuple(reduced.clients))

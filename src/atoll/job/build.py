@@ -13,6 +13,7 @@ from atoll.job.check import WIRED, check, problems_of, spelling
 from atoll.job.compress import chosen
 from atoll.job.schema import Job, Named
 from atoll.job.text import Document, load
+from atoll.types import ClientId
 
 if TYPE_CHECKING:
     from atoll.federation import Federation
@@ -75,7 +76,8 @@ def build(job: Job, dataset: Dataset | None = None) -> Federation:
     task = make("task", job.task, seed=job.seed)
     _fits(task, dataset, job)
     policy: Policy = make("policy", job.policy)
-    population = len(dataset.clients)
+    regions = {ClientId(name): count for name, count in job.regions.items()}
+    population = len(dataset.clients) + sum(count - 1 for name, count in regions.items() if name in dataset.clients)
     job = chosen(job, sum(x.numel() for x in binding(task.module).state().values()), _participation(policy, population)).job
     wired = {"task": task, "seed": job.seed, "population": population, "participation": _participation(policy, population)}
     local = make("local", job.local, **wired) if job.local else None
@@ -94,6 +96,7 @@ def build(job: Job, dataset: Dataset | None = None) -> Federation:
         finetune=make("local", job.personalise, **wired) if job.personalise else None,
         selection=make("selection", job.selection, **wired) if job.selection else None,
         fleet=make("fleet", job.fleet, **wired) if job.fleet else None,
+        regions=regions,
         seed=job.seed,
         **judged,
     )

@@ -47,6 +47,7 @@ def together(job: Job) -> Iterator[Problem]:
     yield from _transforms(job)
     yield from (Problem(spot, told) for spot, told in compress.problems(job))
     yield from _broadcast(job)
+    yield from _regions(job)
     yield from _fits(job)
     if job.engine.name == "ray" and absent("ray"):
         yield Problem(("engine", "name"), "[engine] ray needs the package 'ray': pip install 'atoll[ray]'")
@@ -127,6 +128,32 @@ def _broadcast(job: Job) -> Iterator[Problem]:
     for spot, each in within(job.broadcast, ("broadcast",)):
         if clash := broadcast_clash(Link(each.name, catalog.find("transform", each.name).said)):
             yield Problem((*spot, "name"), f"[broadcast] {clash}")
+
+
+def _regions(job: Job) -> Iterator[Problem]:
+    """What a region, of whose clients only the mean is heard, does not go with; that answers are means, the federation says."""
+    if not job.regions:
+        return
+    sites = {client: site for site, clients in job.seats.items() for client in clients}
+    for region in job.regions:
+        if region not in sites:
+            told = f'[regions] {region}: no site speaks for it; give it to its relay: [sites] RELAY = ["{region}"]'
+            yield Problem(("regions", region), told)
+        elif len(job.seats[sites[region]]) > 1:
+            told = f"[regions] {region}: the site {sites[region]!r} speaks for more, and a relay has one region: give it one"
+            yield Problem(("regions", region), told)
+    only = "and of a region's clients only the mean is heard: leave out one of the two"
+    if "by_client" in catalog.find("algorithm", job.algorithm.name).said:
+        told = f"[regions] {job.algorithm.name} sends each client what it lacks, and a region's clients are all sent the same"
+        yield Problem(("regions",), f"{told}: use an algorithm such as fedavg or scaffold")
+    if job.broadcast is not None:
+        yield Problem(("broadcast",), f"[broadcast] sends each client the steps that it lacks, {only}")
+    if job.selection is not None:
+        yield Problem(("selection",), f"[selection] {job.selection.name} chooses clients by what each of them tells, {only}")
+    if job.evaluation.per_client:
+        yield Problem(("evaluation", "per_client"), f"[evaluation] per_client judges clients one by one, {only}")
+    if job.personalise is not None:
+        yield Problem(("personalise",), f"[personalise] is judged client by client, {only}")
 
 
 def links_of(job: Job) -> Iterator[tuple[Spot, Named]]:

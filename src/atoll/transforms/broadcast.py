@@ -153,7 +153,7 @@ def _sending(request: Request, state: Broadcasting, model: Tree, known: dict[Cli
     def plain_for(client: ClientId) -> Tree:
         return personal[client] if client in personal else model or tree_for(client)
 
-    return request._replace(tree_for=sent_to, plain_for=plain_for)
+    return request._replace(tree_for=sent_to, plain_for=plain_for, by_client=True)
 
 
 def _worn(local: Local[Any], codec: Transform[Any]) -> Local[Any]:
