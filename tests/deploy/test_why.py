@@ -210,6 +210,14 @@ def test_a_site_is_told_of_itself_alone() -> None:
     assert "Nothing is asked of this site now" in reasons(found._replace(live=found.live._replace(lost=())))[0]  # type: ignore[union-attr]
 
 
+def test_a_site_that_is_away_is_not_told_whether_others_are_there() -> None:
+    away = SiteState("north", False)
+    told = only(of_site(status(IDLE, ClientState("b", "south"), sites=(away, SOUTH), asked=None), "north"))
+    alone = only(of_site(status(IDLE, sites=(away,), asked=None), "north"))
+    assert "Nothing is asked of it meanwhile." in told
+    assert told == alone
+
+
 def test_a_client_of_its_sites_name_is_named_once() -> None:
     assert only(status(BUSY._replace(client="south"))).startswith("south, round 3 (train): training")
 

@@ -125,7 +125,9 @@ def _absent(status: Status, live: Live) -> Iterator[Reason]:
         waited = [each for each in mine if each.round is not None]
         begins = not asked and not live.own
         rank = BLOCKED if waited or begins else ASIDE
-        if begins and not here:
+        if not live.whole and not waited:
+            means = "Nothing is asked of it meanwhile."
+        elif begins and not here:
             means = f"Round {live.round + 1} can't begin, since no site is there that takes part."
         elif site.online and site.consent == "refused":
             rank, means = FAILED, f"Nobody waits for it; rounds go on without {_its(mine, site)}."
