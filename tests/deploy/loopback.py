@@ -74,19 +74,19 @@ class Gates:
 
     def hold(self, *works: tuple[int, str]) -> None:
         with self.changed:
-            self.held |= {(round, SITES[site]) for round, site in works}
+            self.held |= set(works)
 
     def free(self, *works: tuple[int, str]) -> None:
         """These, or all."""
         with self.changed:
-            self.held = self.held - {(round, SITES[site]) for round, site in works} if works else set()
+            self.held = self.held - set(works) if works else set()
             self.changed.notify_all()
 
     def at(self, round: int, site: str) -> int:
-        return self.steps.get((round, SITES[site]), 0)
+        return self.steps.get((round, site), 0)
 
-    def step(self, place: Place, step: int) -> None:
-        key = place.round, str(place.client)
+    def step(self, site: str, place: Place, step: int) -> None:
+        key = place.round, site
         with self.changed:
             self.steps[key] = step
             assert self.changed.wait_for(lambda: key not in self.held, SOON_S), f"{key} was never let go"
@@ -95,15 +95,15 @@ class Gates:
 class Held:
     """A link through whose gates a site's steps go."""
 
-    def __init__(self, link: Link, gates: Gates) -> None:
-        self.link, self._gates = link, gates
+    def __init__(self, link: Link, site: str, gates: Gates) -> None:
+        self.link, self._site, self._gates = link, site, gates
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.link, name)
 
     def say(self, job: str, place: Place, step: int, steps: int = 0) -> None:
         self.link.say(job, place, step, steps)
-        self._gates.step(place, step)
+        self._gates.step(self._site, place, step)
 
 
 class Loopback:
@@ -126,7 +126,9 @@ class Loopback:
     def come(self, *names: str, own: str = "") -> None:
         """These sites begin. `own`: what their data is."""
         for name in names:
-            link = Held(Link(self.address, None, name, self.folder / name / "link", insecure=True, limits=QUICK), self.gates)
+            link = Held(
+                Link(self.address, None, name, self.folder / name / "link", insecure=True, limits=QUICK), name, self.gates
+            )
             line: Any = Willing(link, self.folder / name, self.address)
             site, over = Site(line, self.folder / name, parse(own) if own else None), threading.Event()
             thread = threading.Thread(target=site.serve, args=(over.is_set, 0.02), name=name)

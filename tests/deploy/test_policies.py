@@ -207,10 +207,35 @@ def test_a_run_goes_on_with_a_site_that_its_file_did_not_name_before(tmp_path: P
         assert sorted(store.record(before).config["sites"]) == ["a", "b", "c"]
 
 
+ONE = OWN.replace("clients = 3", "clients = 1")
+
+
+def test_an_open_job_takes_in_between_two_rounds_whoever_comes(tmp_path: Path) -> None:
+    """The run begins again from its checkpoint with the newcomer; the coordinator's restart knows all who were there."""
+    text = job(ALL, rounds=4, sites="").replace("[sites]", "").replace("atoll = 1", 'atoll = 1\nsites = "open"')
+    with loopback(tmp_path) as here:
+        here.gates.hold((0, "a"), (3, "a"))
+        here.come("a", "b", own=ONE)
+        here.serve(text, data="none", start_with=2)
+        until(lambda: here.gates.at(0, "a"), "it does not begin")
+        here.come("c", own=ONE)
+        until(lambda: ClientId("c") in here.hub.online(here.run), "it was not invited")
+        here.gates.free((0, "a"))
+        until(lambda: here.gates.at(3, "a"), "the last round has not begun")
+        assert [here.clients(round) for round in (0, 1, 2)] == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
+        here.stop()
+        here.gates.free()
+        here.serve(text, data="none", start_with=2)
+        assert here.ended() is None
+        assert here.clients(3) == ["a", "b", "c"]
+        here.serve(text.replace('"fedavg"', '"scaffold"'), data="none")
+        assert "counts all clients" in str(here.ended())
+
+
 @pytest.mark.parametrize(
     ("algorithm", "sites", "says"),
     [
-        ("scaffold", "abc", "scaffold counts all clients: 2 since the run began"),
+        ("scaffold", "abc", "scaffold counts all clients, and .sites. had 2 clients when the run began, and now has 3"),
         ("fedavg", "a", "has begun with 'client-1' at 'b'"),
     ],
 )
@@ -260,10 +285,9 @@ def test_who_stood_in_is_heard_when_those_are_asked_again_who_had_failed(tmp_pat
         here.gates.hold(*((0, site) for site in "abc"))
         here.serve(text)
         until(lambda: len(here.gates.steps) == 2, "two are asked")
-        first, second = sorted(here.gates.steps)
-        of = {client: site for site, client in SITES.items()}
-        for _, client in (first, second):
-            here.link(of[client]).answer(here.run, Failure(0, ClientId(client), "train", "error", "out of memory"))
+        for _, site in sorted(here.gates.steps):
+            client = SITES[site]
+            here.link(site).answer(here.run, Failure(0, ClientId(client), "train", "error", "out of memory"))
             until(lambda client=client: client in here.clients(0, "failure"), "its failure was not heard")  # type: ignore[misc]
         until(lambda: len(here.gates.steps) == 3, "nobody takes the place of who failed")
         here.gates.free()

@@ -56,10 +56,10 @@ def sites_of(job: Job, population: Iterable[ClientId]) -> dict[ClientId, str]:
         ConfigError: [sites] names a client that there is not, names one twice, or leaves one out.
     """
     everybody = list(population)
-    if not job.sites:
+    if not job.seats:
         return {client: str(client) for client in everybody}
     found: dict[ClientId, str] = {}
-    for site, clients in job.sites.items():
+    for site, clients in job.seats.items():
         for client in map(ClientId, clients):
             if client in found:
                 raise ConfigError(f"[sites] gives {client!r} to {found[client]!r} and to {site!r}; a client is at one site")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from atoll.deploy.brief import brief_of, sites_of
 from atoll.deploy.cohort import Cohort
-from atoll.deploy.members import Members, check_growth
-from atoll.engines.absence import Terms
+from atoll.deploy.guests import Grown, Guests
+from atoll.deploy.members import Members, check_counts, check_growth
+from atoll.engines.absence import Absence, Terms
 from atoll.engines.remote import DRAWING, Place, Remote
 from atoll.errors import ConfigError, DataError, RoundError
 from atoll.interfaces import Engine, Memories, Sink
-from atoll.job.build import build, data_of, dataset_of
+from atoll.job.build import build, data_of, dataset_of, make
 from atoll.job.execution import Outcome, carry_out
 from atoll.job.text import Document
 from atoll.remote.spool import spelled
@@ -45,12 +47,13 @@ class Deployed:
     cohort: Cohort
     terms: Terms
     members: Members
+    absence: Absence
     wait: Callable[[], None]
 
     def __call__(self, locals_: Mapping[str, Local[Any]], clients: Clients, memories: Memories) -> Engine:
         """As `Federation` makes an engine."""
         mine = self.hub, self.run, self.accepted, self.cohort
-        return Remote(*mine, locals_, clients, memories, self.terms, self.members, self.wait)
+        return Remote(*mine, locals_, clients, memories, self.terms, self.members, self.wait, self.absence)
 
     def __str__(self) -> str:
         return "remote"
@@ -83,25 +86,46 @@ def coordinate(
         AtollError: as `carry_out`; ConfigError also where [sites] does not fit, or the job is one for virtual time.
     """
     refuse(job)
+    safe, absence = list(_safe(run)), Absence()
+    guests = _guests(hub, job, run, lambda sites: brief_of(values, sites, signature), safe, data)
 
-    def make(job: Job) -> Federation:
+    def look() -> None:
+        wait()
+        if guests is not None:
+            guests.look()
+
+    def between(rounds: int, parameters: Tree) -> None:
+        if each_round is not None:
+            each_round(rounds, parameters)
+        if guests is not None and rounds < job.rounds and guests.newcomers():
+            raise Grown
+
+    def made(job: Job) -> Federation:
+        if guests is not None:
+            guests.gather(max(start_with or 1, _asked(job)), look)
+            job = guests.seated(job)
         with DRAWING:  # its first weights
             unseen = data is not None or bool(job.regions)  # behind a region are clients of which nothing is known here
             federation = _unseen(build(job, _names(job, data)), job) if unseen else build(job)
         population: list[ClientId] = sorted(federation.data.clients)
-        sites, safe = sites_of(job, population), list(_safe(run))
-        hub.open(run.id, sites, brief_of(values, population, signature), safe)
+        sites = sites_of(job, population)
+        if guests is None:
+            hub.open(run.id, sites, brief_of(values, population, signature), safe)
         say(f"waiting for {', '.join(sorted(set(sites.values())))}")
         accepted, cohort = (
             {(each.round, each.client, each.work) for each in safe},
             Cohort(run.folder / "cohort.json", run.journal),
         )
-        terms, members = _terms(federation.policy, patience_s, start_with, sites), Members(hub, run.id, sites)
-        engine: Callable[..., Engine] = Deployed(hub, run.id, accepted, cohort, terms, members, wait)
+        terms = _terms(federation.policy, patience_s, None if guests else start_with, sites)
+        members = Members(hub, run.id, sites)
+        engine: Callable[..., Engine] = Deployed(hub, run.id, accepted, cohort, terms, members, absence, look)
         return dataclasses.replace(federation, engine=engine, engine_options={})
 
     try:
-        outcome = carry_out(job, run, sinks, say, each_round, make)
+        outcome = None
+        while outcome is None:
+            with contextlib.suppress(Grown):
+                outcome = carry_out(job, run, sinks, say, between, made)
     except Exception as error:  # not who was told to stop: that one goes on, and its sites wait
         if isinstance(error, RoundError):
             run.journal.forgive()
@@ -123,6 +147,29 @@ def _committed(hub: Hub, job: str, say: Callable[[str], None], wait: Callable[[]
         hub.wait(job, 0.1)
 
 
+def _guests(
+    hub: Hub,
+    job: Job,
+    run: Run,
+    brief: Callable[[Iterable[str]], bytes],
+    safe: list[Update],
+    data: Document | Literal["none"] | None,
+) -> Guests | None:
+    """Of a job that is open."""
+    if not job.open:
+        return None
+    if data is None:
+        raise ConfigError('sites = "open": the job\'s own data says who the clients are; serve it with --data')
+    check_counts(job, 'sites = "open" lets more come in')
+    return Guests(hub, run, brief, safe)
+
+
+def _asked(job: Job) -> int:
+    """How many clients the job's policy needs to be there."""
+    policy: Policy = make("policy", job.policy)
+    return max(policy.close_after or 1, 1 if policy.refill else policy.in_flight or 1)
+
+
 def _terms(policy: Policy, patience_s: float, start_with: int | None, sites: Mapping[ClientId, str]) -> Terms:
     """Who is waited for: by a policy that hears the quick ones, only as many as it asks."""
     if start_with is not None and start_with > len(set(sites.values())):
@@ -140,7 +187,7 @@ def _safe(run: Run) -> Iterator[Update]:
 
 def _names(job: Job, data: Document | Literal["none"] | None) -> Dataset:
     """The clients of [sites] without any examples, and what is held out here."""
-    names = sorted(ClientId(client) for clients in job.sites.values() for client in clients)
+    names = sorted(ClientId(client) for clients in job.seats.values() for client in clients)
     if not names:
         raise ConfigError("[sites] is missing: without the sites' data, the coordinator knows its clients from there alone")
     given = dataset_of(data) if isinstance(data, Document) else None if data else data_of(job)
@@ -185,7 +232,11 @@ def opened(store: Store, name: str, values: Mapping[str, Any], job: Job) -> Run:
         before = dict(store.record(row.id).config)
         if before == config:
             return store.open(row.id)
-        if "sites" in before and {**before, "sites": config.get("sites")} == config:
+        if (
+            isinstance(before.get("sites"), dict)
+            and isinstance(config.get("sites"), dict)
+            and {**before, "sites": config.get("sites")} == config
+        ):
             check_growth(job, before["sites"], config["sites"])
             run = store.open(row.id)
             store.reconfigure(row.id, config)

@@ -59,12 +59,17 @@ def check_growth(job: Job, before: Mapping[str, Any], after: Mapping[str, Any]) 
             )
     if now == was:
         return
+    check_counts(job, f"[sites] had {len(was)} clients when the run began, and now has {len(now)}")
+
+
+def check_counts(job: Job, why: str) -> None:
+    """Raise ConfigError where a part of the job counts all clients, whose number is to change."""
     chosen = [("algorithm", job.algorithm), *(("transform", each) for each in job.transforms)]
     for kind, named in chosen:
         for parameter in catalog.find(kind, named.name).parameters:
             key = spelling(parameter)
             if parameter.name == _COUNTED and _COUNTED in WIRED[kind] and key not in named.parameters:
                 raise ConfigError(
-                    f"[{kind}] {named.name} counts all clients: {len(was)} since the run began, and [sites] now has {len(now)}: "
-                    f"leave [sites] as it was, or begin anew under another name, with {key} set to the most that there may be"
+                    f"[{kind}] {named.name} counts all clients, and {why}: begin under another name with {key} set to the most "
+                    f"that there may be, or let their number be"
                 )

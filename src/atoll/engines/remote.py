@@ -77,9 +77,10 @@ class Remote:
         terms: Terms = Terms(),  # noqa: B008
         members: Members = Everybody(),  # noqa: B008
         wait: Callable[[], None] = lambda: None,
+        absence: Absence | None = None,  # as an engine before this one has seen it
     ) -> None:
         self._hub, self._job, self._terms, self._members, self._wait = hub, job, terms, members, wait
-        self._accepted, self._cohort, self._absence = accepted, cohort, Absence()
+        self._accepted, self._cohort, self._absence = accepted, cohort, absence or Absence()
         self._own = serial(locals_, clients, memories)  # is asked for held-out shards alone
         self._out: set[Place] = set()  # unanswered
         self._begun = False  # a round of this engine

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+ANYBODY: dict[str, list[str]] = {"*": []}  # what `sites = "open"` stands for
 FORMAT = 1  # the number after `atoll =`; a file with a higher one was written by a newer Atoll
 
 
@@ -133,5 +134,16 @@ class Job(Section):
     sinks: Sinks = Sinks()
     samples: Samples | None = None
     privacy: Privacy | None = None  # what sites may ask a job to declare
-    sites: dict[str, list[str]] = {}  # deployed: which clients each site speaks for; none: a site is the client of its name
+    # deployed: which clients each site speaks for; none: a site is the client of its name; open: so is any site that comes
+    sites: Annotated[dict[str, list[str]], BeforeValidator(lambda given: ANYBODY if given == "open" else given)] = {}
     regions: dict[str, Annotated[int, Field(ge=1)]] = {}  # deployed: clients whose site is a relay, and how many each stands for
+
+    @property
+    def seats(self) -> dict[str, list[str]]:
+        """What [sites] says of each site; of an open job, nothing."""
+        return {} if self.open else self.sites
+
+    @property
+    def open(self) -> bool:
+        """Any site may take part."""
+        return self.sites == ANYBODY
