@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from atoll.cli.drain import Drain, Stop
 from atoll.cli.voice import Voice
+from atoll.errors import RemoteError
 
 if TYPE_CHECKING:
     from atoll.deploy.draining import Draining
@@ -34,8 +35,15 @@ class Operation(NamedTuple):
     def begins(self, job: str, run: str, done: int, rounds: int) -> tuple[Stop, list[Sink]]:
         """The run of a job is open, of which so many rounds are done: what ends it, and the sinks that it is to have."""
         self.health.runs[job] = run
-        stop = Stop(self.drain, rounds, lambda: any(each.place for each in self.hub.progress(run).values()))
+        stop = Stop(self.drain, rounds, lambda: self._open(run))
         return stop, [self.numbers.sink(job, done, rounds), stop] if self.numbers else [stop]
+
+    def _open(self, run: str) -> bool:
+        """Somebody was asked for work and has not been settled with."""
+        try:
+            return any(each.place for each in self.hub.progress(run).values())
+        except RemoteError:  # nobody can have been asked yet
+            return False
 
     def ends(self, job: str) -> None:
         """The job is over, well or not."""
