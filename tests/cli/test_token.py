@@ -49,9 +49,9 @@ def test_tokens_that_buy_nothing(authority: Authority, port: Enrolment) -> None:
     assert (
         said.output == "error: this is no token as `atoll pki token` prints it; copy it whole, from the name to the last digit\n"
     )
-    said = join("--token", used, "--identity", "own")  # nobody at the port after the coordinator's
-    assert said.exit_code == 1
-    assert "127.0.0.1:2 is not reached" in said.output
+    said = join("--enrol", "nowhere", "--token", used, "--identity", "own")
+    assert said.exit_code == 2
+    assert "write HOST:PORT" in said.output
 
 
 def test_without_a_token_an_identity_is_needed(authority: Authority) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -118,3 +119,22 @@ def test_where_the_identity_and_the_port_are(authority: Authority, tmp_path: Pat
     for wrong in ("localhost", "localhost:", "localhost:65535", ":1"):
         with pytest.raises(ConfigError, match="HOST:PORT"):
             beside(wrong)
+
+
+def test_a_site_may_be_started_before_its_coordinator(authority: Authority, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    said, opened = list[str](), list[Enrolment]()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            opened.append(listening(authority.folder, address))
+
+    text = given(authority)
+    try:
+        assert identity_at(tmp_path / "site", text, address, "localhost:1", False, say, again_s=0.01) == tmp_path / "site"
+    finally:
+        opened[0].close()
+    assert [line.partition(" ")[0] for line in said] == [address, f"{tmp_path / 'site'}:"]
+    assert said[0].endswith("; it is tried again until somebody answers")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atoll.errors import ConfigError, IdentityError, missing_extra
+from atoll.errors import ConfigError, IdentityError, RemoteError, missing_extra
 from atoll.remote.enrolment import Enrolment, ask, shown_chain
 from atoll.remote.values import Credentials
 
@@ -83,20 +84,41 @@ def _refuse_another(folder: Path, ticket: Ticket) -> None:
 
 
 def identity_at(
-    folder: Path | None, token: str | None, enrol_at: str | None, address: str, insecure: bool, say: Callable[[str], None]
+    folder: Path | None,
+    token: str | None,
+    enrol_at: str | None,
+    address: str,
+    insecure: bool,
+    say: Callable[[str], None],
+    again_s: float = 2.0,
 ) -> Path | None:
     """Where a site's identity lies (else in `./identity`), its certificate bought with `token` where it has not been.
 
-    `enrol_at`: where certificates are given, else `beside` the coordinator's `address`. None: without TLS. Raises as `bought`.
+    `enrol_at`: where certificates are given, else `beside` the coordinator's `address`. None: without TLS. Where
+    nobody answers, it is tried again, as a session is: what is started first does not matter. Raises as `bought`, but for that.
     """
     if token is not None:
         folder = folder or IDENTITY
-        got = bought(enrol_at or beside(address), folder, token)
+        got = _insisted(enrol_at or beside(address), folder, token, say, again_s)
         if got is not None:
             say(f"{folder}: the certificate of {got.who.name}, good until {got.who.expires:%Y-%m-%d %H:%M} UTC")
     elif folder is None and not insecure and (IDENTITY / "identity.pem").exists():
         folder = IDENTITY
     return folder
+
+
+def _insisted(address: str, folder: Path, token: str, say: Callable[[str], None], again_s: float) -> Identity | None:
+    """`bought`, once somebody is there to ask."""
+    beside(address)  # raises where it is no address, at which nobody will ever be
+    told = False
+    while True:
+        try:
+            return bought(address, folder, token)
+        except RemoteError as error:
+            if not told:
+                say(f"{error}; it is tried again until somebody answers")
+            told = True
+            time.sleep(again_s)
 
 
 @contextlib.contextmanager
