@@ -42,6 +42,7 @@ class Line:
         )
         self._queue = asyncio.Queue[pb.SiteMessage]()
         self._errands: dict[object, asyncio.Task[None]] = {}
+        self._broken: asyncio.Future[None] = self._loop.create_future()
         self._fetching: dict[str, asyncio.Lock] = {}
 
     async def live(self, welcomed: Callable[[], None]) -> None:
@@ -62,7 +63,7 @@ class Line:
         self._bench.say = self._say
         both = [asyncio.create_task(self._hear(call)), asyncio.create_task(self._speak(call))]
         try:
-            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*both, self._broken], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             raise RemoteError(await _within(call.details(), self._limits.stall_s) or "the coordinator hung up")
@@ -124,7 +125,13 @@ class Line:
         if name not in self._errands:
             task = asyncio.create_task(self._insist(errand))
             self._errands[name] = task
-            task.add_done_callback(lambda _: self._errands.pop(name, None))
+            task.add_done_callback(lambda done: self._ended(name, done))
+
+    def _ended(self, name: object, task: asyncio.Task[None]) -> None:
+        self._errands.pop(name, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._broken.done():
+            self._broken.set_exception(error)  # a defect: it ends the session aloud, where nobody would miss the errand
 
     async def _insist(self, errand: Callable[[], Awaitable[bool]]) -> None:
         """Again and again, for as long as the session lasts, until the errand is done."""
