@@ -122,3 +122,34 @@ def test_a_site_that_has_lost_its_key_says_so(tmp_path: Path) -> None:
     kept.commit(north, 0, "train")
     assert "no key is given" in told(lambda: FileMemories(tmp_path).get(north))
     assert "is not what was sealed under this name" in told(lambda: FileMemories(tmp_path, lay=lay(KEYS, "b/memory")).get(north))
+
+
+@pytest.mark.parametrize(
+    ("policy", "job", "says"),
+    [
+        (
+            "[privacy]\nepsilon_in_all = 2.0",
+            "privacy = {epsilon = 3.0, delta = 1e-6}",
+            "[privacy] epsilon_in_all: the job declares",
+        ),
+        ("[privacy]\nrequired = true", "", "[privacy] required: the job declares no privacy budget"),
+        ('[data]\nnames = ["table"]', "", "[data] names: the job's data set is 'digits'; this site allows table"),
+    ],
+    ids=["over the budget", "no budget", "other data"],
+)
+def test_what_the_policy_does_not_allow_is_refused_before_anything_is_computed(
+    tmp_path: Path, policy: str, job: str, says: str
+) -> None:
+    run, consents = Run(tmp_path, JOB.replace("[sites]", f"{job}\n[sites]")), set[str]()
+    with insecure(tmp_path, "north", "south") as (hub, links):
+        run.join("north", links["north"], f"{OPEN}\n{policy}")
+        run.join("south", links["south"])
+
+        def look(rounds: int, _: object) -> None:
+            consents.update(each.reason for id in hub._floor.desks for each in hub.consents(id).values())
+
+        run.carried_out(hub, patience_s=1.0, each_round=look)
+    (record,) = logged(tmp_path / "north", "refused")
+    assert record["text"].startswith(says)
+    assert record["text"] in consents
+    assert not logged(tmp_path / "north", "came", "left")
