@@ -26,7 +26,7 @@ from atoll.remote.values import Invited, Place
 from atoll.types import ClientId, Event
 from tests.deploy.test_gated import JOB as FIGURES
 from tests.deploy.test_gated import Line
-from tests.remote.ends import JOB, NORTH, SOUTH, Proxy, ask_for, hub_at, link_to, offered, tree_of, until
+from tests.remote.ends import JOB, NORTH, QUICK, SOUTH, Proxy, ask_for, event, hub_at, link_to, offered, reply, tree_of, until
 
 PLACE = Place(0, NORTH, "train")
 
@@ -91,6 +91,27 @@ def test_who_is_offline_who_refuses_and_who_is_at_work(hub: Hub, tmp_path: Path)
     live = comes(watch, tmp_path, lambda live: not live.sites[0].online)
     assert live.sites[0].since is not None
     assert "north: offline since" in told(tmp_path)
+
+
+@pytest.mark.parametrize("full", ["site", "coordinator"])
+def test_whose_disk_has_no_room(tmp_path: Path, full: str) -> None:
+    small = QUICK._replace(free_bytes=1 << 60)
+    with hub_at(tmp_path / "hub", limits=small if full == "coordinator" else QUICK) as hub:
+        hub.open(JOB, {NORTH: "north"})
+        hub.offer(JOB, [ask_for(tree_of(10))])
+        watch = watch_over(hub, tmp_path)
+        with link_to(hub.address, tmp_path / "north", limits=small if full == "site" else QUICK) as link:
+            if full == "site":
+                assert event(link, Invited)
+                next(link.events(0.2), None)
+                comes(watch, tmp_path, lambda live: "no room" in live.clients[0].text)
+                assert "waiting: the disk that holds" in told(tmp_path)
+                assert "Mend that at north; it tries again by itself." in told(tmp_path)
+            else:
+                link.answer(JOB, reply(offered(link)))
+                comes(watch, tmp_path, lambda live: "no room" in live.clients[0].text)
+                assert "north, round 1 (train): its answer can't be taken: the disk that holds" in told(tmp_path)
+                assert "Mend that at the coordinator; it tries again by itself." in told(tmp_path)
 
 
 class Stalled(Proxy):

@@ -139,7 +139,7 @@ def gathered(hub: Hub, job: str, heard: Collection[str], now: float) -> tuple[tu
         round, work = (at.place.round, at.place.work) if at.place else (None, "")
         since, moved = (None, None) if at.doing == "idle" else (_second(now - at.since_s), _second(now - at.silent_s))
         doing = "waiting" if at.doing == "fetching" and 0 < at.total <= at.done else at.doing  # the model is there
-        told = (doing, at.done, at.total, since, moved, round, work, shown(at.text))
+        told = (doing, at.done, at.total, since, moved, round, work, shown(at.text) if at.place else "")
         clients.append(ClientState(client, whose.get(client, ""), *told, client in heard))
     return tuple(sites), tuple(clients)
 

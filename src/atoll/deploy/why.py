@@ -67,6 +67,8 @@ def doing(client: ClientState, site: SiteState | None, live: Live, now: float) -
         failed = _lost_now(live).get(client.client)
         return "has answered" if client.heard else f"failed: {failed}" if failed else "nothing is asked of it"
     for_s = "" if client.since is None else f", for {_age(now - client.since)}"
+    if client.text and client.doing in ("training", "pushing"):
+        return f"its answer can't be taken: {client.text}"
     if client.doing == "training":
         step = f"step {client.done} of {client.total}" if client.total else f"step {client.done}"
         return f"training, {step}{for_s}"
@@ -198,7 +200,7 @@ def _at_work(status: Status, live: Live) -> Iterator[Reason]:
         if each.doing == "waiting" and not each.text and each.site in busy:
             text += f"; {each.site} is at work for {busy[each.site].client}"
         silent_s = 0.0 if each.moved is None else status.now - each.moved
-        stuck = silent_s > STALLED_S.get(each.doing, float("inf")) or (each.doing == "waiting" and bool(each.text))
+        stuck = silent_s > STALLED_S.get(each.doing, float("inf")) or bool(each.text)
         share = 2.0 if each.doing == "answered" else each.done / each.total if each.total else 0.0
         order = share + {"pushing": 1.0}.get(each.doing, 0.0)
         yield Reason(STALLED if stuck else GOING, order, f"{text}.{_stuck(each, silent_s, status, live) if stuck else ''}")
@@ -206,8 +208,9 @@ def _at_work(status: Status, live: Live) -> Iterator[Reason]:
 
 def _stuck(client: ClientState, silent_s: float, status: Status, live: Live) -> str:
     """What is said of a client that does not move."""
-    if client.doing == "waiting":
-        return f" Mend that at {client.site}; it tries again by itself."
+    if client.text:
+        where = client.site if client.doing == "waiting" else "the coordinator"
+        return f" Mend that at {where}; it tries again by itself."
     if client.doing == "training":
         lost = clock((client.since or status.now) + live.rules.lease_s, status.now)
         return f" No step for {_age(silent_s)}: look at the machine of {client.site}. It counts as lost at about {lost}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -10,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atoll.errors import RemoteError
+from atoll.errors import RemoteError, StoreError
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.values import Blob, Consent, Doing, Place, Presence, Progress, key_of
 from atoll.store import files
@@ -53,7 +54,16 @@ class Task:
             self.since_s = now
         if (doing, done) != (self.doing, self.done):
             self.moved_s = now
-        self.doing, self.done, self.total, self.text = doing, done, total, text or self.text
+        self.doing, self.done, self.total, self.text = doing, done, total, text
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """While bytes of its answer are taken: why they can't be is told of it, until something moves again."""
+        try:
+            yield
+        except (RemoteError, StoreError) as error:
+            self.text = str(error)
+            raise
 
     def land(self, answer: Blob | None) -> None:
         """It is answered; None: in a way that can't be used."""

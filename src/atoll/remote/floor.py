@@ -126,7 +126,8 @@ class Floor:
         task.coming = blob
         landed: Blob | None = blob
         if not inbox.has(blob):
-            part = inbox.part(blob)
+            with task.taken():
+                part = inbox.part(blob)
             if part.offset < blob.size_bytes:
                 return pb.Receipt(offset=part.offset, wanted=True)
             try:
@@ -151,7 +152,9 @@ class Floor:
         if task is None or task.here:
             raise Unknown("this answer is not wanted any more")
         blob = blob_from(parcel.blob)
-        task.at("pushing", self.inboxes[parcel.place.job].add(blob, at, data, mark), blob.size_bytes)
+        with task.taken():
+            ends = self.inboxes[parcel.place.job].add(blob, at, data, mark)
+        task.at("pushing", ends, blob.size_bytes)
 
     def asked(self, site: str, name: str, body: bytes) -> bytes:
         """What the layer above answers."""
