@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from atoll.deploy import gated
 from atoll.deploy.approvals import Consents
 from atoll.deploy.brief import brief_of
 from atoll.deploy.gate import Gate
@@ -141,6 +142,29 @@ def test_a_job_waits_for_a_person_and_then_begins_by_itself(
     here.hears(here.offered(1))
     assert [type(answer) for answer in here.line.answers] == [Update, Failure]
     assert here.line.consents[2:] == [("figures-1", False, "the site has denied this job")]
+
+
+def test_a_denial_stops_what_is_being_computed_and_says_so(
+    tmp_path: Path, clients: tuple[ClientId, ...], start: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated, "LOOK_S", 0.0)
+    here, steps = Here(tmp_path, AUTOMATIC, clients, start), list[int]()
+
+    def say(job: str, place: Place, step: int, of: int = 0) -> None:
+        steps.append(step)
+        if len(steps) == 2:
+            Consents(tmp_path).decide("figures", "denied", by="anna", why="a patient objects")
+
+    monkeypatch.setattr(here.line, "say", say)
+    here.hears(here.invited(), here.offered())
+    assert steps == [1, 2], "it is one of several steps"
+    assert not here.line.answers, "nothing leaves, and the coordinator withdraws what it asked"
+    assert here.line.consents[-1] == ("figures-1", False, "the site has denied this job: a patient objects")
+    Consents(tmp_path).decide("figures", "approved", by="anna")
+    here.hears()
+    here.hears(here.offered())
+    (answer,) = here.line.answers
+    assert isinstance(answer, Update)
 
 
 def test_outside_its_hours_a_site_rests(tmp_path: Path, clients: tuple[ClientId, ...], start: dict[str, torch.Tensor]) -> None:

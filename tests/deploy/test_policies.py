@@ -9,17 +9,18 @@ import torch
 
 from atoll.deploy import willing
 from atoll.deploy.approvals import Consents
-from atoll.deploy.coordinator import opened
+from atoll.deploy.coordinator import opened, sweep
 from atoll.engines.remote import Remote
 from atoll.errors import ConfigError, RoundError
 from atoll.job.build import build
 from atoll.job.check import check
 from atoll.job.text import parse
+from atoll.remote.spool import spelled
 from atoll.remote.values import Place
 from atoll.store.runs import Store
 from atoll.types import ClientId, Failure
 from tests.deploy.loopback import ALL, SITES, Loopback, job, loopback
-from tests.remote.ends import until
+from tests.remote.ends import hub_at, until
 
 
 class Clock:
@@ -296,6 +297,18 @@ def test_who_stood_in_is_heard_when_those_are_asked_again_who_had_failed(tmp_pat
         here.serve(text)
         assert here.ended() is None
         assert len(here.clients(0)) == 2
+
+
+def test_what_ended_while_a_coordinator_was_away_is_swept(tmp_path: Path) -> None:
+    with Store(tmp_path / "runs") as store, hub_at(tmp_path / "hub") as hub:
+        with store.create("going", {}, 0, 1) as going:
+            going.finish("interrupted")
+        with store.create("over", {}, 0, 1) as over:
+            over.finish("finished")
+        for name in (going.id, over.id, "deleted"):
+            (tmp_path / "hub" / "jobs" / spelled(name) / "inbox").mkdir(parents=True)
+        sweep(hub, store)
+        assert [left.name for left in (tmp_path / "hub" / "jobs").iterdir()] == [spelled(going.id)]
 
 
 def test_a_stopped_coordinator_is_no_end_for_its_sites(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from atoll.engines.remote import Everybody, Remote
 from atoll.engines.serial import Clients, serial
 from atoll.errors import RoundError
 from atoll.interfaces import Memories
-from atoll.remote.values import Acknowledged, Cancelled, Offered, Refused
+from atoll.remote.values import Acknowledged, Cancelled, Offered, Place, Progress, Refused
 from atoll.store.memories import Kept
 from atoll.testing.engine import check_engine
 from atoll.types import Answer, Assignment, ClientId, Failure, Local, Update
@@ -210,6 +210,19 @@ def test_a_round_begins_with_as_many_as_it_asks_and_where_work_goes_on_at_once()
     asking.submit([work(A)])
     wire.joined = {"north"}
     assert asking.available([B, c]) == [], "who is at work may answer: nobody waits for the others"
+
+
+@pytest.mark.parametrize(("still_s", "runs"), [(29.0, False), (31.0, True)])
+def test_a_lease_does_not_run_in_a_queue_but_at_a_site_that_does_not_move(still_s: float, runs: bool) -> None:
+    class Still(Wire):
+        def progress(self, job: str) -> Mapping[ClientId, Progress]:
+            return {A: Progress("waiting", place=Place(0, A, "train"))}
+
+        def still_s(self, site: str) -> float:
+            assert site == "a"
+            return still_s
+
+    assert engine(Still(), patience_s=30.0).started(work(A)) is runs
 
 
 @pytest.mark.parametrize("safe", [True, False])
