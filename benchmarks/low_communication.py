@@ -248,8 +248,11 @@ def smollm2(steps: int) -> None:
 
     s, task = Setting(2, steps, batch=2, lr=1e-4, warmup=4, length=64, test=64), causal_lm("smollm2-135m", dtype="fp32")
     h = max(steps // 3, 1)
-    both = Way(f"DiLoCo, H = {h}, 8 bits both ways", lambda t, s: eight_bits(diloco(inner(t, s, h), 0.7, 0.9)), h, 0.02)
-    chosen = [ways(h)[0], both]
+    paper = Way(f"DiLoCo, H = {h}, 8 bits both ways", lambda t, s: eight_bits(diloco(inner(t, s, h), 0.7, 0.9)), h, 0.02)
+    plain = Way(
+        f"DiLoCo, H = {h}, outer step 1, 8 bits both ways", lambda t, s: eight_bits(diloco(inner(t, s, h), 1.0, 0.0)), h, 0.02
+    )
+    chosen = [ways(h)[0], plain, paper]
     compared("low_communication_smollm2", chosen, task, real_text(tokenizer("smollm2-135m"), s, True), s, "SmolLM2-135M")
 
 
