@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import audit, data, job, jobs, join, names, pki, runs, serve, site, status
+from atoll.cli import audit, data, job, jobs, join, names, pki, relay, runs, serve, site, status
 from atoll.cli.guard import Guarded
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ for command in (jobs.new, jobs.check, jobs.run, jobs.resume, runs.runs, runs.com
     app.command()(command)
 app.command()(serve.serve)
 app.command()(join.join)
+app.command()(relay.relay)
 app.command()(status.status)
 app.command()(status.why)
 app.add_typer(data.app, name="data")
