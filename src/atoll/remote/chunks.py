@@ -19,12 +19,14 @@ class Chunk(NamedTuple):
     offset: int = 0
 
 
-def pack(chunk: Chunk) -> bytes:
-    """As `Chunk.SerializeToString` of the protocol's class would.
+def pack(chunk: Chunk | bytes) -> bytes:
+    """As `Chunk.SerializeToString` of the protocol's class would; what was packed before stays as it is.
 
     >>> pack(Chunk(b"abc", 7)) == pb.Chunk(data=b"abc", mark=7).SerializeToString()
     True
     """
+    if isinstance(chunk, bytes):
+        return chunk
     named = pb.Chunk(parcel=chunk.parcel, offset=chunk.offset).SerializeToString() if chunk.parcel is not None else b""
     return b"".join((_DATA, number(len(chunk.data)), chunk.data, named, _MARK, chunk.mark.to_bytes(4, "little")))
 

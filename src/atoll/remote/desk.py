@@ -17,6 +17,8 @@ from atoll.remote.values import Blob, Consent, Doing, Place, Presence, Progress,
 from atoll.store import files
 from atoll.types import ClientId
 
+_MOST_LINES = 4000
+
 
 class Unknown(RemoteError):
     """A job or a piece of work that this site has no part in; it is not told whether others have."""
@@ -88,6 +90,7 @@ class Desk:
         self.accepted: set[Place] = set()  # before a restart: the journal has them
         self._settled_file = files.make_folder(folder) / "settled.jsonl"
         self.settled: dict[tuple[Place, str], tuple[str, bool]] = {}  # (place, digest) -> (site, accepted), unconfirmed
+        self._lines = 0  # of the file
         self._read()
 
     def members(self) -> frozenset[str]:
@@ -160,26 +163,10 @@ class Desk:
             found[site] = Presence(tuple(its), site in online, None if seen is None else now - seen, self.consents.get(site))
         return found
 
-    def progress(self, online: Collection[str], gone: Mapping[str, float]) -> dict[ClientId, Progress]:
+    def progress(self, online: Collection[str], gone: Mapping[str, float]) -> Seen:
         """By client. `online`: sites; `gone`: sites, and when they went."""
-        now, found = time.monotonic(), dict[ClientId, Progress]()
         tasks = {task.place.client: task for task in self.tasks.values()}
-        for client, site in self.sites.items():
-            task, consent = tasks.get(client), self.consents.get(site)
-            place, text = (task.place, task.text) if task else (None, "")
-            if site not in online:
-                since = now - gone[site] if site in gone else 0.0
-                why = "its site is offline" if site in gone else "its site has not called since the coordinator started"
-                found[client] = Progress("offline", 0, 0, since, since, place, why)
-            elif consent is None or not consent.accepted:
-                why = f"its site refuses the job: {consent.reason}" if consent else "its site has not answered the invitation"
-                found[client] = Progress("idle", 0, 0, 0.0, 0.0, place, why)
-            elif task is None:
-                found[client] = Progress("idle")
-            else:
-                since, silent = now - task.since_s, now - task.moved_s
-                found[client] = Progress(task.doing, task.done, task.total, since, silent, place, text)
-        return found
+        return Seen(self.sites, tasks, self.consents, frozenset(online), gone)
 
     def _read(self) -> None:
         if not self._settled_file.exists():
@@ -194,16 +181,59 @@ class Desk:
                 self.settled.pop(key, None)
             else:
                 self.settled[key] = site, accepted
+        self._rewrite()
+
+    def _rewrite(self) -> None:
         lines = [json.dumps([*place, digest, *told]) + "\n" for (place, digest), told in self.settled.items()]
         with files.replacing(self._settled_file, 0) as file:
             file.write("".join(lines).encode())
+        self._lines = len(lines)
 
     def _note(self, row: list[object]) -> None:
+        if self._lines > _MOST_LINES + 4 * len(self.settled):  # nearly all of them are confirmed: the file does not grow for ever
+            self._rewrite()
+        self._lines += 1
         try:
             with open(self._settled_file, "a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise files.trouble(error, self._settled_file) from error
+
+
+class Seen(Mapping[ClientId, Progress]):
+    """What each client is at, computed for those who are looked up: a round looks at its clients one by one."""
+
+    def __init__(
+        self,
+        sites: Mapping[ClientId, str],
+        tasks: Mapping[ClientId, Task],
+        consents: Mapping[str, Consent],
+        online: Collection[str],
+        gone: Mapping[str, float],
+    ) -> None:
+        self._sites, self._tasks, self._consents, self._online, self._gone = sites, tasks, consents, online, gone
+        self._now = time.monotonic()
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __getitem__(self, client: ClientId) -> Progress:
+        site, task, now = self._sites[client], self._tasks.get(client), self._now
+        consent, went = self._consents.get(site), self._gone.get(site)
+        place, text = (task.place, task.text) if task else (None, "")
+        if site not in self._online:
+            since = 0.0 if went is None else now - went
+            why = "its site has not called since the coordinator started" if went is None else "its site is offline"
+            return Progress("offline", 0, 0, since, since, place, why)
+        if consent is None or not consent.accepted:
+            why = f"its site refuses the job: {consent.reason}" if consent else "its site has not answered the invitation"
+            return Progress("idle", 0, 0, 0.0, 0.0, place, why)
+        if task is None:
+            return Progress("idle")
+        return Progress(task.doing, task.done, task.total, now - task.since_s, now - task.moved_s, place, text)
 
 
 def place_to(job: str, place: Place) -> pb.Place:

@@ -21,7 +21,7 @@ from atoll.remote.bench import Bench, Work, nobody_listens, parcel_to
 from atoll.remote.channel import SITE_KEY, stub
 from atoll.remote.outbox import Letter
 from atoll.remote.spool import Damaged, Moved
-from atoll.remote.values import NEWEST, OLDEST, Limits
+from atoll.remote.values import CHUNK_BYTES, NEWEST, OLDEST, Limits, chunk_size
 from atoll.types import Failure
 
 T = TypeVar("T")
@@ -202,12 +202,13 @@ class Line:
             return True  # settled meanwhile
         call = self._push(metadata=self._meta)
         try:
-            at, reading = there.offset, self._thread(outbox.chunk, letter, file, there.offset)
+            chunk_bytes = chunk_size(there.chunk_bytes or CHUNK_BYTES)
+            at, reading = there.offset, self._thread(outbox.chunk, letter, file, there.offset, chunk_bytes)
             while (chunk := await reading) is not None:
                 if at == there.offset:
                     chunk = chunk._replace(parcel=parcel, offset=at)
                 at += len(chunk.data)
-                reading = self._thread(outbox.chunk, letter, file, at)
+                reading = self._thread(outbox.chunk, letter, file, at, chunk_bytes)
                 await _within(call.write(chunk), self._limits.stall_s)
             await call.done_writing()
             receipt = await _within(call, self._limits.stall_s)

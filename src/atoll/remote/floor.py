@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from atoll.remote import protocol_pb2 as pb
 from atoll.remote.desk import Desk, Task, Unknown, blob_from, place_from
 from atoll.remote.service import Session
 from atoll.remote.spool import Damaged, Spool
-from atoll.remote.values import Blob, Consent, Limits
+from atoll.remote.values import Blob, Consent, Limits, chunk_size
 from atoll.types import ClientId
 
 _TRIES = 3  # times that a whole answer may come with other bytes than announced
+_ON_THEIR_WAY_BYTES = 1 << 23  # of the chunks of all sites, of which each transfer has up to three in hand
 _MOST_UNSAID = 1000  # messages to a site that is not there
 
 
@@ -129,7 +130,7 @@ class Floor:
             with task.taken():
                 part = inbox.part(blob)
             if part.offset < blob.size_bytes:
-                return pb.Receipt(offset=part.offset, wanted=True)
+                return pb.Receipt(offset=part.offset, wanted=True, chunk_bytes=self.chunk_bytes)
             try:
                 inbox.finish(part)
             except Damaged:
@@ -155,6 +156,11 @@ class Floor:
         with task.taken():
             ends = self.inboxes[parcel.place.job].add(blob, at, data, mark)
         task.at("pushing", ends, blob.size_bytes)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of the chunks on their way: the less, the more sites there are, so that memory does not grow with them."""
+        return chunk_size(_ON_THEIR_WAY_BYTES // max(len(self.sessions), 1))
 
     def asked(self, site: str, name: str, body: bytes) -> bytes:
         """What the layer above answers."""
@@ -190,7 +196,7 @@ class Floor:
         for message in desk.greeting(session.site):
             session.say(message)
 
-    def free(self, desk: Desk, tasks: Iterable[Task]) -> None:
+    def free(self, desk: Desk, tasks: Collection[Task]) -> None:
         """The disk that these tasks, which are settled, took."""
         for task in tasks:
             for blob in filter(None, (task.answer, task.coming)):
@@ -198,7 +204,9 @@ class Floor:
         desk.landed = deque(place for place in desk.landed if place in desk.tasks)
         if not desk.tasks:  # nothing is on its way: parts are of answers that nobody waits for
             self.inboxes[desk.job].keep([])
-        self.sweep()
+        for tree in {task.tree for task in tasks}:
+            if not self.offering and not any(task.tree == tree for each in self.desks.values() for task in each.tasks.values()):
+                self.trees.drop(tree)
         self.changed.notify_all()
 
     def sweep(self) -> None:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from atoll.errors import ConfigError, FrameError, RemoteError, StoreError
+from atoll.remote import heap
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.channel import SERVER_OPTIONS, check_address, handlers, server_credentials
 from atoll.remote.contents import load, pieces
@@ -50,6 +51,7 @@ class Hub:
         self.release = importlib.metadata.version("atoll")
         shutil.rmtree(folder / "trees", ignore_errors=True)  # offered anew, they are written anew
         self._floor = Floor(folder, limits, heard or _unheard, ask)
+        heap.share()
         self._loop = Loop("atoll-hub")
         believed = who if credentials is not None else None
         self._service = Service(self._floor, self.release, believed, limits, self._loop.loop, who_asks)
@@ -303,7 +305,7 @@ class Hub:
                 session.say(None)
         self._loop.run(self._server.stop(grace_s), grace_s + 10.0)
         self._loop.close()
-        self._service.threads.shutdown()
+        self._service.close()
         for spool in (self._floor.trees, *self._floor.inboxes.values()):
             spool.close()
 

@@ -6,7 +6,7 @@ from array import array
 
 from blake3 import blake3
 
-from atoll.remote.values import CHUNK_BYTES
+from atoll.remote.values import LEAST_CHUNK_BYTES
 
 
 def mark_of(hashed: blake3) -> int:
@@ -19,7 +19,7 @@ def mark_of(hashed: blake3) -> int:
 
 
 class Hashed:
-    """A running hash that keeps its mark at the end of every chunk.
+    """A running hash that keeps its mark wherever a chunk may end.
 
     >>> hashed = Hashed()
     >>> for data in (b"mod", b"el"):
@@ -34,10 +34,10 @@ class Hashed:
     def update(self, data: memoryview) -> None:
         """Take more bytes."""
         while len(data):
-            piece = data[: CHUNK_BYTES - self.size_bytes % CHUNK_BYTES]
+            piece = data[: LEAST_CHUNK_BYTES - self.size_bytes % LEAST_CHUNK_BYTES]
             self._hash.update(piece)
             self.size_bytes += len(piece)
-            if not self.size_bytes % CHUNK_BYTES:
+            if not self.size_bytes % LEAST_CHUNK_BYTES:
                 self._marks.append(mark_of(self._hash))
             data = data[len(piece) :]
 
@@ -47,5 +47,5 @@ class Hashed:
         return self._hash.hexdigest()
 
     def at(self, end: int) -> int:
-        """The mark at `end`: a multiple of a chunk, or where the bytes end."""
-        return mark_of(self._hash) if end == self.size_bytes else self._marks[end // CHUNK_BYTES - 1]
+        """The mark at `end`: a multiple of the least chunk, or where the bytes end."""
+        return mark_of(self._hash) if end == self.size_bytes else self._marks[end // LEAST_CHUNK_BYTES - 1]

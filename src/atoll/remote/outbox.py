@@ -54,9 +54,9 @@ class Outbox:
         """Its frame."""
         return self._spool.path(letter.blob)
 
-    def chunk(self, letter: Letter, file: int, at: int) -> Chunk | None:
+    def chunk(self, letter: Letter, file: int, at: int, chunk_bytes: int) -> Chunk | None:
         """From `at` to the end of a chunk, out of its open file; None at its end. Raises Damaged."""
-        data, mark = self._spool.read(letter.blob, file, at)
+        data, mark = self._spool.read(letter.blob, file, at, chunk_bytes)
         return Chunk(data, mark) if data else None
 
     def drop(self, letter: Letter) -> None:

@@ -14,7 +14,7 @@ from atoll.errors import AtollError, IdentityError, RemoteError, StoreError, Unk
 from atoll.remote import protocol_pb2 as pb
 from atoll.remote.adding import Adding
 from atoll.remote.channel import GARBLED, NO_MESSAGE, SITE_KEY
-from atoll.remote.chunks import Chunk
+from atoll.remote.chunks import Chunk, pack
 from atoll.remote.desk import Unknown
 from atoll.remote.spool import Damaged, Moved
 from atoll.remote.values import CHUNK_BYTES, NEWEST, OLDEST, Blob, Limits
@@ -54,6 +54,7 @@ class Service:
         self._floor, self._release, self._who, self._limits, self._loop = floor, release, who, limits, loop
         self._who_asks = who_asks or who
         self.threads = ThreadPoolExecutor(4, "atoll-hub-disk")
+        self._ear = ThreadPoolExecutor(1, "atoll-hub-ear")  # what sites say does not wait for anybody's chunks
 
     async def session(self, requests: Any, context: Context) -> None:
         """One session: hello, welcome, and then both sides speak until one hangs up or falls silent."""
@@ -111,7 +112,7 @@ class Service:
             if message is grpc.aio.EOF:
                 return
             await self._site(context)  # a session lives for weeks, in which its certificate may be revoked or expire
-            await self._thread(self._floor.heard, session, message)
+            await self._loop.run_in_executor(self._ear, self._floor.heard, session, message)
 
     async def fetch(self, want: pb.Want, context: Context) -> None:
         """A tree that this site was offered, from an offset on."""
@@ -125,19 +126,20 @@ class Service:
         except OSError:
             await _end(context, grpc.StatusCode.NOT_FOUND, "this tree is not wanted any more")
         try:
-            at, reading = want.offset, self._thread(self._chunk, blob, file, want.offset)
-            while (chunk := await self._checked(context, reading)) is not None:
-                at += len(chunk.data)
-                reading = self._thread(self._chunk, blob, file, at)
+            reading = self._thread(self._packed, blob, file, want.offset)
+            while (found := await self._checked(context, reading)) is not None:
+                chunk, at = found
+                reading = self._thread(self._packed, blob, file, at)
                 await self._within(context, context.write(chunk), self._limits.stall_s, "does not read what it fetches")
                 moved(at)
+                del found, chunk  # before the next: there may be hundreds of these calls
         finally:
             await asyncio.wait([reading])
             os.close(file)
 
-    def _chunk(self, blob: Blob, file: int, at: int) -> Chunk | None:
-        data, mark = self._floor.trees.read(blob, file, at)
-        return Chunk(data, mark) if data else None
+    def _packed(self, blob: Blob, file: int, at: int) -> tuple[bytes, int] | None:
+        data, mark = self._floor.trees.read(blob, file, at, self._floor.chunk_bytes)
+        return (pack(Chunk(data, mark)), at + len(data)) if data else None
 
     async def have(self, parcel: pb.Parcel, context: Context) -> pb.Receipt:
         """How much of an answer is here, and whether it is wanted."""
@@ -158,6 +160,7 @@ class Service:
                         return receipt
                 await self._checked(context, adding.then(self._floor.add, site, parcel, at, chunk.data, chunk.mark))
                 at += len(chunk.data)
+                del chunk
             await self._checked(context, adding.end())
         finally:
             await adding.settle()
@@ -171,6 +174,7 @@ class Service:
             if len(chunk.data) > CHUNK_BYTES:
                 await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"chunks are of {CHUNK_BYTES} bytes at most")
             yield chunk
+            del chunk
 
     async def ask(self, question: pb.Question, context: Context) -> pb.Reply:
         """What the layer above answers."""
@@ -188,6 +192,11 @@ class Service:
             return (who or self._who)(bytes(shown[0]) if shown else b"")
         except AtollError as error:
             await _end(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+
+    def close(self) -> None:
+        """The threads end with what they are doing; to be called when the loop is closed."""
+        self.threads.shutdown()
+        self._ear.shutdown()
 
     def _thread(self, call: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         return self._loop.run_in_executor(self.threads, call, *arguments)

@@ -81,8 +81,10 @@ class Spool:
         self._hashed[blob.digest] = hashed
         return blob
 
-    def read(self, blob: Blob, file: int, at: int) -> tuple[bytes, int]:
+    def read(self, blob: Blob, file: int, at: int, chunk_bytes: int = CHUNK_BYTES) -> tuple[bytes, int]:
         """From `at` to the end of a chunk, out of a blob's open file, and the mark there; no bytes at its end.
+
+        `chunk_bytes`: a multiple of LEAST_CHUNK_BYTES.
 
         Raises Damaged where the file is not the blob any more.
         """
@@ -92,7 +94,7 @@ class Spool:
             for begin in range(0, blob.size_bytes, _SLICE_BYTES):
                 hashed.update(memoryview(os.pread(file, _SLICE_BYTES, begin)))
             self._hashed[blob.digest] = hashed
-        ends = min(at - at % CHUNK_BYTES + CHUNK_BYTES, blob.size_bytes)
+        ends = min(at - at % chunk_bytes + chunk_bytes, blob.size_bytes)
         data = os.pread(file, max(ends - at, 0), at)
         if data and at + len(data) != ends:
             raise Damaged(f"{self.path(blob)} has become shorter than it was; somebody has written to it")

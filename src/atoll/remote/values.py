@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from atoll.types import Answer, Assignment, ClientId
 
 CHUNK_BYTES = 1 << 20  # of a tree or an update in one message: what a cut line costs at most
+LEAST_CHUNK_BYTES = 1 << 17  # where many sites send and fetch at once
 OLDEST, NEWEST = 1, 1  # versions of the protocol that this Atoll speaks
 
 
@@ -121,6 +122,15 @@ class Closed(NamedTuple):
 
 
 SiteEvent: TypeAlias = Invited | Offered | Acknowledged | Refused | Cancelled | Closed
+
+
+def chunk_size(most_bytes: int) -> int:
+    """The largest power of two that is no more than `most_bytes`, among those that a chunk may have.
+
+    >>> [chunk_size(most_bytes) for most_bytes in (0, 300_000, 1 << 40)] == [LEAST_CHUNK_BYTES, 1 << 18, CHUNK_BYTES]
+    True
+    """
+    return 1 << min(max(most_bytes, LEAST_CHUNK_BYTES), CHUNK_BYTES).bit_length() - 1
 
 
 def place_of(x: Assignment | Answer) -> Place:
