@@ -57,7 +57,7 @@ class Flight:
                 yield from self._landed(work)
             now = self._engine.now()
             for assignment, ends_at in list(self.out.values()):
-                if ends_at <= now and _job(assignment) not in self._started:
+                if ends_at <= now and not (_job(assignment) in self._started and self._engine.started(assignment)):
                     self._renew(assignment, now)
                 elif ends_at <= now:
                     yield _lost(assignment, "expired", f"no answer in {self._lease_s:g} s"), False
@@ -67,10 +67,12 @@ class Flight:
                 return
 
     def _renew(self, assignment: Assignment, now: float) -> None:
-        """A lease does not run out in a queue: it begins when the work is first seen to have begun."""
+        """A lease does not run out in a queue, nor where work is seen to move: it begins when neither is so any more."""
         self.out[_job(assignment)] = (assignment, now + self._lease_s)
         if self._engine.started(assignment):
             self._started.add(_job(assignment))
+        else:
+            self._started.discard(_job(assignment))
 
     def _landed(self, work: str) -> Iterator[tuple[Answer, bool]]:
         """What has landed of one kind of work; the rest waits until it is asked for."""

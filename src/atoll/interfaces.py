@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def started(self, assignment: Assignment) -> bool:
-        """False while it only waits for its turn: a lease does not run out in a queue."""
+        """False while it waits for its turn, or is seen to move: a lease runs out neither in a queue nor in long work."""
         ...
 
     def now(self) -> float:

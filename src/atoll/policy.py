@@ -45,7 +45,7 @@ class Policy:
 
     `in_flight`: clients at work at the same time, None: all candidates. `close_after`: updates that close a
     request, None: all that were asked. `min_updates`: fewer than this at the close is an error. `timeout_s`: a
-    request closes then with what it has. `lease_s`: an assignment unanswered for this long counts as lost.
+    request closes then with what it has. `lease_s`: an assignment unanswered, and not seen to move, for this long counts as lost.
     `refill`: every answer sends the next client to work, and who is still at work when a round closes goes on
     (asynchronous). `late`: a synchronous straggler's answer is dropped, or kept as stale for the next round.
     `staleness`: factor on an update by its age. `on_failure`: go on without the client, or stop the run.

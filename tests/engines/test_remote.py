@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -14,8 +15,10 @@ from atoll.engines.absence import Terms
 from atoll.engines.remote import Everybody, Remote
 from atoll.engines.serial import Clients, serial
 from atoll.errors import RoundError
+from atoll.flight import Flight
 from atoll.interfaces import Memories
-from atoll.remote.values import Acknowledged, Cancelled, Offered, Place, Progress, Refused
+from atoll.policy import Policy
+from atoll.remote.values import Acknowledged, Cancelled, Doing, Offered, Place, Progress, Refused
 from atoll.store.memories import Kept
 from atoll.testing.engine import check_engine
 from atoll.types import Answer, Assignment, ClientId, Failure, Local, Update
@@ -212,17 +215,46 @@ def test_a_round_begins_with_as_many_as_it_asks_and_where_work_goes_on_at_once()
     assert asking.available([B, c]) == [], "who is at work may answer: nobody waits for the others"
 
 
-@pytest.mark.parametrize(("still_s", "runs"), [(29.0, False), (31.0, True)])
-def test_a_lease_does_not_run_in_a_queue_but_at_a_site_that_does_not_move(still_s: float, runs: bool) -> None:
+@pytest.mark.parametrize(
+    ("doing", "silent_s", "still_s", "runs"),
+    [
+        ("waiting", 99.0, 29.0, False),
+        ("waiting", 99.0, 31.0, True),
+        ("training", 29.0, 99.0, False),
+        ("training", 31.0, 0.0, True),
+    ],
+)
+def test_a_lease_runs_for_work_that_does_not_move_and_in_the_queue_of_a_site_that_does_not(
+    doing: Doing, silent_s: float, still_s: float, runs: bool
+) -> None:
     class Still(Wire):
         def progress(self, job: str) -> Mapping[ClientId, Progress]:
-            return {A: Progress("waiting", place=Place(0, A, "train"))}
+            return {A: Progress(doing, silent_s=silent_s, place=Place(0, A, "train"))}
 
         def still_s(self, site: str) -> float:
             assert site == "a"
             return still_s
 
     assert engine(Still(), patience_s=30.0).started(work(A)) is runs
+
+
+def test_work_that_moves_outlives_its_lease_and_work_that_stops_does_not() -> None:
+    """Two leases of a tenth of a second pass while it moves; then it stands still."""
+    looks = iter([0.0, 0.0, 0.0, *[9.0] * 99])
+
+    class Moving(Wire):
+        def progress(self, job: str) -> Mapping[ClientId, Progress]:
+            return {A: Progress("training", silent_s=next(looks), place=Place(0, A, "train"))}
+
+    wire = Moving()
+    wire.sites, wire.joined = {A: "north"}, {"north"}
+    End(wire, "north")
+    flight = Flight(Policy(lease_s=0.1), engine(wire, patience_s=1.0))
+    flight.send([work(A)])
+    answer, _ = next(flight.answers("train", math.inf))
+    assert isinstance(answer, Failure)
+    assert answer.kind == "expired"
+    assert next(looks) == 9.0, "as long as it moved, it was left alone"
 
 
 @pytest.mark.parametrize("safe", [True, False])

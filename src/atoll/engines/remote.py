@@ -188,13 +188,15 @@ class Remote:
         self._hub.cancel(self._job, round, work)
 
     def started(self, assignment: Assignment) -> bool:
-        """A site that moves in nothing that it is asked for has no queue: its leases run."""
+        """And does not move: then its lease runs. A site that moves in nothing that it is asked for has no queue, either."""
         if assignment.client.startswith(HELD_OUT):
             return self._own.started(assignment)
         progress = self._hub.progress(self._job).get(assignment.client)
         if progress is None or progress.doing == "offline" or progress.place != _place(assignment):
             return False
-        return progress.doing in BEGUN or self._hub.still_s(self._members.site(assignment.client)) > self._terms.patience_s
+        begun = progress.doing in BEGUN
+        still_s = progress.silent_s if begun else self._hub.still_s(self._members.site(assignment.client))
+        return still_s > self._terms.patience_s
 
     def now(self) -> float:
         return time.monotonic()
