@@ -58,7 +58,7 @@ def test_what_does_not_move_is_worse_than_what_does() -> None:
     found = reasons(status(BUSY, asked("fetching", 1, 10, moved=NOW - 25), asked("training", 3, 9, moved=NOW - 125, client="c")))
     assert "Nothing has come for 25 s: the line is slow or broken; it goes on where it stopped" in found[0]
     assert "No step for 2 min 5 s: look at the machine of north" in found[1]
-    assert f"counts as lost at about {at(NOW - 30 + 3600)}" in found[1]
+    assert f"If that lasts it is lost by {at(NOW - 125 + 2 * 3600)}" in found[1]
     assert found[2].startswith("b at south")
 
 

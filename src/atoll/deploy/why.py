@@ -212,8 +212,8 @@ def _stuck(client: ClientState, silent_s: float, status: Status, live: Live) -> 
         where = client.site if client.doing == "waiting" else "the coordinator"
         return f" Mend that at {where}; it tries again by itself."
     if client.doing == "training":
-        lost = clock((client.since or status.now) + live.rules.lease_s, status.now)
-        return f" No step for {_age(silent_s)}: look at the machine of {client.site}. It counts as lost at about {lost}."
+        lost = clock((client.moved or status.now) + 2 * live.rules.lease_s, status.now)  # see `flight`: the first may go on
+        return f" No step for {_age(silent_s)}: look at the machine of {client.site}. If that lasts it is lost by {lost}."
     return f" Nothing has come for {_age(silent_s)}: the line is slow or broken; it goes on where it stopped, by itself."
 
 
