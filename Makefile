@@ -58,11 +58,12 @@ docs: $(VENV)/.installed-dev ## run every code block of the README and docs/
 	@$(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev ## run every benchmark: tables to the screen, JSON to benchmarks/out/
-	@for script in $(filter-out benchmarks/results.py benchmarks/lora_setting.py benchmarks/products.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out $(addprefix benchmarks/,results.py lora_setting.py products.py ends.py machines.py wan_line.py flower_network.py),$(wildcard benchmarks/*.py)); do \
 	  echo "==> $$script"; $(BIN)/python $$script; done
 
 bench-peers: $(VENV)/.installed-dev ## Atoll beside Flower, pfl, NVFlare and FedJAX, each installed apart (an hour or more)
 	@$(BIN)/python benchmarks/peers/run.py
+	@$(BIN)/python benchmarks/flower_network.py
 
 hooks: $(VENV)/.installed-dev ## make git run the checks before every commit
 	@$(BIN)/pre-commit install

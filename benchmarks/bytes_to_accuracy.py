@@ -53,7 +53,10 @@ WAYS: Mapping[str, Way] = {
     "ecsq, 2.2 rms": Way(lambda: (ecsq(step=2.2),), 48.0, "+1"),
     "layered, 0.6 bits": Way(lambda: (layered(0.6),), 48.0, "+1"),
     "ecsq, 8 rms": Way(lambda: (ecsq(step=8.0),), 195.0, "x1.7"),
-    "ecsq, 7 rms": Way(lambda: (ecsq(step=7.0),)),
+    "ecsq, 6.5 rms": Way(lambda: (ecsq(step=6.5),), 195.0, "x1.7"),
+    "ecsq, 7 rms": Way(lambda: (ecsq(step=7.0),), 195.0, "x1.7"),
+    "ecsq, 7.5 rms": Way(lambda: (ecsq(step=7.5),), 195.0, "x1.7"),
+    "ecsq, 7 rms, feedback": Way(lambda: (feedback([ecsq(step=7.0)], when="always"),), 195.0, "x1.7"),
     "ecsq, 8 rms, feedback": Way(lambda: (feedback([ecsq(step=8.0)], when="always"),), 195.0, "x1.7"),
     "top-k 1 %, 2 bits, feedback": Way(lambda: (feedback([top_k(0.01), few_bits(2)], when="always"),), 195.0, "x1.7"),
     "top-k 1 %, 2 bits": Way(lambda: (top_k(0.01), few_bits(2))),
@@ -130,13 +133,13 @@ def row(name: str, way: Way, runs: list[Watch], plain: list[Watch]) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="names of codecs that begin so, beside fp32")
+    parser.add_argument("--only", nargs="+", default=[""], help="names of codecs that begin so, beside fp32")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     plain: list[Watch] = []
     for name, way in WAYS.items():
-        if plain and not name.startswith(arguments.only):
+        if plain and not name.startswith(tuple(arguments.only)):
             continue
         runs = [once(way, seed) for seed in range(arguments.seeds)]
         plain = plain or runs
