@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atoll.identity import credentials, enrolment, peers, revocation, tokens
+from atoll.deploy.trust import as_coordinator
+from atoll.identity import credentials, enrolment, revocation, tokens
 from atoll.identity.authority import Authority, create, pem
 from atoll.remote.hub import Hub
 from atoll.remote.link import Link
@@ -22,9 +23,8 @@ def enrolled(authority: Authority, folder: Path, name: str) -> Credentials:
 
 def test_a_revoked_site_loses_its_session(tmp_path: Path) -> None:
     authority = create(tmp_path / "pki", "trial.example", ["localhost"])
-    own, trusted = credentials.of_coordinator(authority), authority.trust()
-    mine = Credentials(own.key_pem, own.chain_pem, own.ca_pem)
-    hub = Hub("localhost:0", mine, tmp_path / "hub", who=lambda shown: peers.identify(shown, trusted).name, limits=OFTEN)
+    mine, who = as_coordinator(tmp_path / "pki", insecure=False)  # which reads a certificate once
+    hub = Hub("localhost:0", mine, tmp_path / "hub", who=who, limits=OFTEN)
     north, south = (
         Link(hub.address, enrolled(authority, tmp_path / f"id-{name}", name), name, tmp_path / name, limits=OFTEN)
         for name in ("north", "south")

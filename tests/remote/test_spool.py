@@ -20,7 +20,7 @@ from atoll.remote.contents import load, pieces
 from atoll.remote.marks import Hashed, mark_of
 from atoll.remote.outbox import Outbox
 from atoll.remote.spool import Damaged, Moved, Spool, spelled
-from atoll.remote.values import CHUNK_BYTES, Blob, Limits, Place
+from atoll.remote.values import CHUNK_BYTES, LEAST_CHUNK_BYTES, Blob, Limits, Place
 from atoll.types import Assignment, Update
 from tests.remote.ends import NORTH, ask_for, reply, tree_of
 
@@ -160,6 +160,9 @@ def test_a_chunk_is_read_with_its_mark_after_a_restart_too(tmp_path: Path) -> No
         for each in (first, spool):
             for at, ends in ((0, CHUNK_BYTES), (7, CHUNK_BYTES), (CHUNK_BYTES, 2 * CHUNK_BYTES), (len(data) - 1, len(data))):
                 assert each.read(blob, file.fileno(), at) == (data[at:ends], mark(data[:ends]))
+            for at in (0, 5, LEAST_CHUNK_BYTES, CHUNK_BYTES):
+                ends = at - at % LEAST_CHUNK_BYTES + LEAST_CHUNK_BYTES
+                assert each.read(blob, file.fileno(), at, LEAST_CHUNK_BYTES) == (data[at:ends], mark(data[:ends]))
             for at in (len(data), 1 << 60):
                 assert each.read(blob, file.fileno(), at) == (b"", 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,14 @@ def as_coordinator(folder: Path | None, insecure: bool) -> tuple[Credentials | N
         raise missing_extra("cryptography", "net", "certificates") from None
     found = authority.load(folder)
     trusted, sites = found.trust(), frozenset[Role](["site"])
-    return plain(credentials.of_coordinator(found)), lambda shown: peers.identify(shown, trusted, roles=sites).name
+    identify = functools.lru_cache(maxsize=4096)(lambda shown: peers.identify(shown, trusted, roles=sites))
+
+    def name(shown: bytes) -> str:
+        who = identify(shown)  # once a certificate: a session asks this at every message
+        peers.still_good(who, trusted)
+        return who.name
+
+    return plain(credentials.of_coordinator(found)), name
 
 
 def who_asks(folder: Path | None) -> Who | None:
