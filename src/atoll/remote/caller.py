@@ -75,8 +75,10 @@ class Caller:
             self.trouble = error.details() or f"the coordinator ended the call ({error.code().name.lower()})"
         except TimeoutError:
             self.trouble = "the coordinator has fallen silent"
-        except (AtollError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
-            self.trouble = str(error) or "the line was lost"
+        except AtollError as error:
+            self.trouble = str(error)
+        except (asyncio.InvalidStateError, grpc.aio.UsageError):  # their words are gRPC's own
+            self.trouble = "the line was lost"
         finally:
             self.online, self.line = False, None
             await channel.close(None)
