@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 from atoll import tree
 from atoll.errors import TreeError
 from atoll.policy import Policy, constant
 from atoll.types import Answer, ClientId, Failure, Metrics, Reduced, Request, Tree, Update
+
+MOST_WEIGHT = 2.0**53  # examples: above, float64 does not count them one by one
 
 
 class Fold:
@@ -92,16 +96,28 @@ class Fold:
 def verdict(update: Update, like: Tree | None) -> Answer:
     """The update, or the failure that it is: not finite, a bad weight, or not the tree that the others sent."""
     try:
-        if not 0 <= update.weight < float("inf"):
-            return _failed(update, "invalid", f"its weight is {update.weight}; a weight is finite and not negative")
+        if not 0 < update.weight <= MOST_WEIGHT:
+            return _failed(update, "invalid", f"its weight is {update.weight}; a weight is above 0 and at most 2^53")
         finite = update.checked or tree.finite(update.tree)  # a pass over memory that another core wrote is dear
         if not finite or not all(math.isfinite(value) for value in update.metrics.values()):
             return _failed(update, "not_finite", "its loss or its update is NaN or infinite; lower the learning rate or clip")
         if like is not None:
             tree.agree(like, update.tree)
+            _same_kinds(like, update.tree)
     except TreeError as error:
         return _failed(update, "invalid", str(error))
     return update
+
+
+def _same_kinds(like: Tree, found: Tree) -> None:
+    """No whole numbers where there are others, and none wider: the sum would become so, and with it the model of everybody."""
+    if isinstance(like, tree.Flat) and isinstance(found, tree.Flat) and like.buffer.dtype == found.buffer.dtype:
+        return
+    for name, x in like.items():  # where `like` counts, as of what a mask leaves, a share may come
+        y = found[name]
+        wider = y.dtype == torch.float64 != x.dtype
+        if wider or (x.is_floating_point() and not y.is_floating_point()):
+            raise TreeError(f"trees disagree on {name}: {x.dtype} against {y.dtype}")
 
 
 def _failed(update: Update, kind: str, reason: str) -> Failure:
