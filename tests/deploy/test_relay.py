@@ -8,6 +8,7 @@ import threading
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from atoll.deploy import region as regions
 from atoll.deploy.brief import brief_of
 from atoll.deploy.coordinator import coordinate, opened
 from atoll.deploy.region import Region, read_region
-from atoll.deploy.regional import Part
+from atoll.deploy.regional import Part, Told
 from atoll.deploy.relay import Relay
 from atoll.deploy.site import Site
 from atoll.engines.serial import serial
@@ -28,7 +29,7 @@ from atoll.job.build import build, data_of
 from atoll.job.check import check
 from atoll.job.text import parse
 from atoll.remote.link import Link
-from atoll.remote.values import Invited
+from atoll.remote.values import Invited, Place, Progress
 from atoll.round import Shell, ask
 from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
@@ -248,6 +249,21 @@ def test_a_region_that_cant_close_is_one_failure_and_nobody_there_remembers_the_
     assert list((tmp_path / "harbour" / "memory").rglob("*")), "it proposed one"
     assert not list((tmp_path / "harbour").rglob("committed"))
     assert len(list((tmp_path / "south").rglob("committed"))) == 2
+
+
+def test_a_region_moves_above_as_its_clients_do() -> None:
+    """Three asked: one heard, one at step 7 of 10, one at other work."""
+    told = list[tuple[int, int]]()
+    seen = {
+        ClientId("b"): Progress("training", 7, 10, place=Place(4, ClientId("b"), "train")),
+        ClientId("c"): Progress("training", 9, 10, place=Place(3, ClientId("c"), "measure")),
+    }
+    hub = SimpleNamespace(progress=lambda job: seen)
+    line = SimpleNamespace(say=lambda job, place, step, steps: told.append((step, steps)))
+    members = [ClientId(name) for name in "abc"]
+    sink = Told(line, hub, "job", Place(4, COAST, "train"), members, lambda *_, **__: None)  # type: ignore[arg-type]
+    sink.emit(Event("update", 4, "train", members[0]))
+    assert told == [(170, 300)]
 
 
 def test_a_region_where_nobody_is_says_so_in_time(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from atoll.errors import AtollError, ConfigError, RoundError
 from atoll.flight import Flight
 from atoll.job.build import build
 from atoll.local.binding import binding
-from atoll.remote.values import Invited, Place, place_of
+from atoll.remote.values import Invited, Place, Progress, place_of
 from atoll.round import Shell, ask
 from atoll.store.memories import FileMemories, Kept
 from atoll.types import Answer, Assignment, ClientId, Dataset, Event, Failure, Reduced, Tree, Update
@@ -87,6 +87,7 @@ class Regional:
         self._lock, self._settling = threading.Lock(), threading.Lock()
         self._given, self._withdrawn = set[Place](), set[Place]()
         self._at: Place | None = None
+        self._told: Told | None = None  # while the region is asked
         self._over, self._nobody_s = False, float("inf")
         self._thread = threading.Thread(target=self._run, name=f"region {self.job}", daemon=True)
         self._thread.start()
@@ -179,8 +180,12 @@ class Regional:
         request = regions.asked(assignment, there, self.part.links, self.part.like.get(assignment.work))
         flight = Flight(policy, self._engine)
         flight.open(journal, assignment.round)
-        shell = Shell(self._engine, journal, Told(self._link, self.job, place_of(assignment), len(there), self._say))
-        return ask(request, assignment.round, policy, flight, shell, assignment.seed)
+        self._told = Told(self._link, self._hub, self.job, place_of(assignment), there, self._say)
+        try:
+            shell = Shell(self._engine, journal, self._told)
+            return ask(request, assignment.round, policy, flight, shell, assignment.seed)
+        finally:
+            self._told = None
 
     def _there(self) -> Sequence[ClientId]:
         """The clients of the region that can be asked. Raises RoundError where they are too few."""
@@ -200,6 +205,8 @@ class Regional:
                 raise _Withdrawn
         if self._over:
             raise _Ended
+        if self._told is not None:
+            self._told.look()
         if time.monotonic() > self._nobody_s and not self._hub.online(self.job):
             raise RoundError(self._few([]))
 
@@ -211,15 +218,27 @@ class Regional:
 
 
 class Told:
-    """A sink that tells upward how many of the region's clients were heard of, and the relay's log who failed."""
+    """A sink that tells upward how far the region's clients are, each in hundredths, and the relay's log who failed."""
 
-    def __init__(self, link: Line, job: str, place: Place, asked: int, say: Callable[..., None]) -> None:
-        self._link, self._job, self._place, self._asked, self._say, self._heard = link, job, place, asked, say, 0
+    def __init__(self, link: Line, hub: Hub, job: str, place: Place, asked: Sequence[ClientId], say: Callable[..., None]) -> None:
+        self._link, self._hub, self._job, self._place, self._say = link, hub, job, place, say
+        self._asked, self._heard = asked, set[ClientId]()
 
     def emit(self, event: Event) -> None:
         """An update or a failure is one client more."""
-        if event.kind in ("update", "failure"):
-            self._heard += 1
-            self._link.say(self._job, self._place, self._heard, self._asked)
+        if event.kind in ("update", "failure") and event.client is not None:
+            self._heard.add(event.client)
+            self.look()
         if event.kind == "failure":
             self._say(f"round {event.round + 1}, {event.client}, {event.work}: {event.text}", job=self._job)
+
+    def look(self) -> None:
+        """Tell it, so that the coordinator sees a region move whose clients do."""
+        seen = self._hub.progress(self._job)
+        shares = [100 if client in self._heard else self._share(seen.get(client)) for client in self._asked]
+        self._link.say(self._job, self._place, sum(shares), 100 * len(shares))
+
+    def _share(self, seen: Progress | None) -> int:
+        if seen is None or seen.doing != "training" or seen.place is None or seen.place.work != self._place.work:
+            return 0
+        return min(100 * seen.done // seen.total if seen.total else seen.done, 99)
