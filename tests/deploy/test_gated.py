@@ -84,7 +84,7 @@ class Here:
         self.hour, self.line, self.folder, self.clients, self.start = 12, Line(), folder, clients, start
         gate = Gate(folder, read_policy(f"site_policy = 1\n{policy}"), "university", lambda: datetime(2026, 11, 22, self.hour))
         self.gated = Gated(self.line, gate)
-        self.site = Site(self.gated, folder)  # type: ignore[arg-type]  # a line is all that it needs
+        self.site = Site(self.gated, folder)
 
     def hears(self, *events: SiteEvent) -> None:
         """The site deals with what the coordinator says."""
@@ -116,7 +116,7 @@ def test_a_site_behind_an_open_gate_answers_as_without_one(
     assert isinstance(answer, Update)
     assert here.line.steps > 0
     plain = Line()
-    alone = Site(plain, tmp_path / "alone")  # type: ignore[arg-type]
+    alone = Site(plain, tmp_path / "alone")
     for event in (here.invited(), here.offered()):
         alone.take(event)
     (same,) = plain.answers
