@@ -3,7 +3,7 @@
 Real `atoll serve` and `atoll join` over mutual TLS, each in a network namespace (`wan_line`), with each congestion control
 that the kernel has, since loss means little to one and much to another. In the first job the model goes as it is or
 compressed both ways; the second sends one model down and one update up, and the line of one site is cut in the middle of
-each: what it repeats is what arrived over its connections beyond what arrived over the other site's.
+each: what it repeats is what arrived without a gap over its connections beyond what so arrived at the other site.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Slow lines on one machine: a network namespace a host, a TUN device in each, and a process that carries packets between them.
 
 A host hangs on a line of its own: so many Mbit/s each way, a delay, a share of packets lost, a queue that drops what does
-not fit; all lines meet without limits. A line can be cut. Counted are packets' bytes, and the bytes of TCP streams that
-arrived for the first time: what a stream is sent again is not in them, what a second connection repeats is. Linux, as
-root, with `ip` of iproute2.
+not fit; all lines meet without limits. A line can be cut. Counted are packets' bytes, and the bytes of TCP streams that arrived
+without a gap before them, for the program at the end to have: what a stream is sent again is not in them, what a second
+connection repeats is. Linux, as root, with `ip` of iproute2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Self
 MTU_BYTES = 1500
 QUEUE_BYTES = 256 << 10  # of a home router; 0.1 s at 20 Mbit/s
 _TUNSETIFF, _TUN, _NO_INFORMATION = 0x400454CA, 0x0001, 0x1000
-_TCP, _IPV4 = 6, 4
+_TCP, _IPV4, _SYN = 6, 4, 2
 _AT_ONCE = 64  # packets taken from one host before the others are looked at
 _HALF = 1 << 31  # of the sequence numbers: what is further ahead is behind
 
@@ -48,7 +48,7 @@ class Carried(NamedTuple):
 
     packet_bytes: int
     dropped: int  # packets
-    stream_bytes: int  # of TCP, up to the furthest byte of each connection
+    stream_bytes: int  # of TCP, of each connection up to the first byte that is missing
     connections: int
 
 
@@ -134,14 +134,30 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
 
+class Stream:
+    """How much of a connection's one direction has arrived without a gap."""
+
+    def __init__(self, begins: int) -> None:
+        self.whole_bytes = 0
+        self._begins, self._pieces = begins, list[tuple[int, int]]()  # first sequence number; (from, to) beyond a gap
+
+    def add(self, sequence: int, length: int) -> None:
+        """A segment that has arrived."""
+        ahead = (sequence - self._begins - self.whole_bytes + _HALF) % (2 * _HALF) - _HALF
+        at = self.whole_bytes + ahead
+        heapq.heappush(self._pieces, (at, at + length))
+        while self._pieces and self._pieces[0][0] <= self.whole_bytes:
+            self.whole_bytes = max(self.whole_bytes, heapq.heappop(self._pieces)[1])
+
+
 class Way:
     """One direction of a line: when a packet that is offered now comes out of it, and what has come out."""
 
     def __init__(self, host: Host) -> None:
         self._bytes_s, self._delay_s, self._loss = host.mbit * 1e6 / 8, host.delay_ms / 1e3, host.loss
         self._free_s = 0.0  # when all that was offered before has been sent
-        self._ends: dict[bytes, int] = {}  # of each stream, the sequence number after its furthest byte
-        self._packet_bytes = self._dropped = self._stream_bytes = 0
+        self._streams: dict[bytes, Stream] = {}  # by addresses and ports
+        self._packet_bytes = self._dropped = 0
         self.whole = True
 
     def offered(self, now_s: float, size_bytes: int) -> float | None:
@@ -166,19 +182,17 @@ class Way:
 
     def told(self) -> Carried:
         """Up to now."""
-        return Carried(self._packet_bytes, self._dropped, self._stream_bytes, len(self._ends))
+        whole = sum(stream.whole_bytes for stream in self._streams.values())
+        return Carried(self._packet_bytes, self._dropped, whole, len(self._streams))
 
     def _streamed(self, packet: bytes) -> None:
         tcp = (packet[0] & 15) * 4
-        who = packet[12:20] + packet[tcp : tcp + 4]  # addresses and ports
-        begins, length = int.from_bytes(packet[tcp + 4 : tcp + 8], "big"), len(packet) - tcp - (packet[tcp + 12] >> 4) * 4
-        if packet[tcp + 13] & 2:  # SYN, which takes a number itself
-            begins += 1
-            self._ends[who] = begins % (1 << 32)
-        further = (begins + length - self._ends.setdefault(who, begins)) % (1 << 32)
-        if further < _HALF:
-            self._ends[who] = (begins + length) % (1 << 32)
-            self._stream_bytes += further
+        who = packet[12:20] + packet[tcp : tcp + 4]
+        sequence, length = int.from_bytes(packet[tcp + 4 : tcp + 8], "big"), len(packet) - tcp - (packet[tcp + 12] >> 4) * 4
+        if packet[tcp + 13] & _SYN:
+            self._streams[who] = Stream(sequence + 1)
+        elif length and who in self._streams:
+            self._streams[who].add(sequence, length)
 
 
 class Line(NamedTuple):
