@@ -67,7 +67,8 @@ class People:
     """One plain line each, after the name of its job; what is wrong goes to standard error."""
 
     def say(self, text: str, event: str = "said", level: str = "info", *, job: str | None = None, **fields: Any) -> None:
-        typer.echo(f"{job}: {text}" if job else text, err=level != "info")
+        plain = "".join(each if each.isprintable() or each == "\n" else " " for each in text)  # a site may have written it
+        typer.echo(f"{job}: {plain}" if job else plain, err=level != "info")
 
     def follow(self, job: str, rounds: int) -> AbstractContextManager[Following]:
         return Progress(rounds, Lines(lambda text: self.say(text, job=job)))  # type: ignore[arg-type]  # a console of lines
