@@ -1,6 +1,6 @@
 """Three processes over real sockets, a coordinator and two sites with several clients each, give the bits of a simulation.
 
-Killed with SIGKILL and started again, too.
+Killed and started again: `test_kills.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,34 +216,6 @@ def test_deployed_jobs_give_the_bits_of_simulations(tmp_path: Path, machines: li
     expected = {name: simulated(tmp_path, name) for name in jobs}
     assert [each.ended() for each in machines] == [0, 0, 0], "".join(line for each in machines for line in each.told)
     assert {name: digests(tmp_path / "runs", name) for name in jobs} == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("more", ["", COMPRESSED], ids=["control variates", "compressed"])
-def test_killed_machines_end_in_the_same_bits(tmp_path: Path, machines: list[Machine], more: str) -> None:
-    chance = random.Random(f"machines {more}")
-    algorithm, at = "fedavg" if more else "scaffold", f"127.0.0.1:{port()}"
-    (tmp_path / "killed.toml").write_text(
-        DIGITS.format(rounds=8, algorithm=algorithm).replace("lr = 0.1", "lr = 0.1\nepochs = 8") + more
-    )
-    serve = ["serve", "killed.toml", "--listen", at, "--runs", "runs", "--insecure-loopback"]
-    coordinator, north, south = Machine(tmp_path, *serve), join(tmp_path, at, "north"), join(tmp_path, at, "south")
-    machines += [coordinator, north, south]
-    north.wait_for(": answered", chance.randint(2, 6))
-    time.sleep(chance.uniform(0.0, 0.05))
-    north.kill()  # in the middle of a round
-    machines.append(north := join(tmp_path, at, "north"))
-    coordinator.wait_for("round 4/")
-    time.sleep(chance.uniform(0.0, 0.1))
-    coordinator.kill()  # at the end of a round or in the next
-    machines.append(coordinator := Machine(tmp_path, *serve))
-    coordinator.wait_for("round 6/")
-    coordinator.kill()
-    south.kill()
-    machines += [coordinator := Machine(tmp_path, *serve), south := join(tmp_path, at, "south")]
-    assert coordinator.ended() == 0, "".join(coordinator.told)
-    assert [north.ended(), south.ended()] == [0, 0], "".join(north.told + south.told)
-    assert digests(tmp_path / "runs", "killed") == simulated(tmp_path, "killed")
 
 
 @pytest.mark.slow
