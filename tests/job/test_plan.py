@@ -33,7 +33,7 @@ CAST = 'transforms=[{name="cast"}]'
         (["algorithm.name=feddyn"], 3 * 4 * 2 * MODEL),
         (['policy={name="buffered", clients_in_flight=3, buffer=2}', "algorithm.name=fedbuff"], 3 * 2 * 2 * MODEL),
         (['policy={name="buffered", clients_in_flight=3, buffer=1}', "algorithm.name=fedasync"], 3 * 1 * 2 * MODEL),
-        (['policy={name="over_selecting", clients_per_round=2}'], 3 * 2 * 2 * MODEL),
+        (['policy={name="over_selecting", clients_per_round=2}'], 3 * (3 + 2) * MODEL),  # three are asked, two are heard
         (['policy={name="deadline", clients_per_round=2, timeout_s=60}'], 3 * 2 * 2 * MODEL),
     ],
 )

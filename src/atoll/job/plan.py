@@ -15,6 +15,7 @@ from atoll.job.compress import Chosen, chosen
 from atoll.job.schema import Job, Named
 from atoll.job.together import links_of
 from atoll.models import shapes
+from atoll.policy import over_selecting
 from atoll.report.units import count, number, size
 
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     probed: int | None = 0  # clients that are sent the model before a round, to say their loss
     down_extra_bytes: float = 0.0  # beside the models
     at_most: bool = False  # what goes each way depends on what happens, and is no more than this
+    spare: int = 0  # clients a round that are asked too, and whose answers are not waited for
 
     @property
     def down_bytes(self) -> float | None:
@@ -63,7 +65,7 @@ class Plan(NamedTuple):
         probing = None if self.probed is None else self._models(self.probed, 0.0)
         if self.down_bytes is None or self.up_bytes is None or self.asked is None or probing is None:
             return None
-        return (self.down_bytes + self.up_bytes) * self.asked + probing
+        return (self.down_bytes + self.up_bytes) * self.asked + self.down_bytes * self.spare + probing
 
     @property
     def judging_bytes(self) -> float | None:
@@ -121,7 +123,9 @@ def plan(job: Job) -> Plan:
     extra += per["up_per"] * FLOAT_BYTES
     probed = _probed(job.selection, asked, clients) if job.selection else 0
     beside, at_most = per["down_per"] * FLOAT_BYTES, any(per.values()) or any(each.at_most for each in works.values())
-    return Plan(trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed, beside, at_most)
+    return Plan(
+        trained, unknown, clients, asked, job.rounds, down, up, extra, _judged(job), probed, beside, at_most, _spare(job, clients)
+    )
 
 
 def _compressed(job: Job, trained: Trained | None, clients: int | None, asked: int | None) -> Chosen:
@@ -163,6 +167,15 @@ def _counted(algorithm: catalog.Entry, job: Job, per: Mapping[str, float]) -> fl
     """Numbers that go one way: so many for each one of what a parameter counts, as the job sets it or by default."""
     given = {each.name: job.algorithm.parameters.get(each.name, each.default) for each in algorithm.parameters}
     return sum(each * float(given[name]) for name, each in per.items())
+
+
+def _spare(job: Job, clients: int | None) -> int:
+    """Clients that over-selection asks beside those that it waits for."""
+    if job.policy.name != "over_selecting":
+        return 0
+    policy = over_selecting(**job.policy.parameters)
+    asked, heard = policy.in_flight or 0, policy.close_after or 0
+    return asked - heard if clients is None else max(min(asked, clients) - heard, 0)
 
 
 def _probed(selection: Named, asked: int | None, clients: int | None) -> int | None:
