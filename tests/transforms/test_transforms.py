@@ -24,6 +24,7 @@ from atoll.testing.transform import check_transform
 from atoll.transforms.clip import clip
 from atoll.transforms.compose import Link, clashes
 from atoll.transforms.compress.cast import cast
+from atoll.transforms.norm_threshold import norm_threshold
 from atoll.transforms.pipe import pipe
 from atoll.types import Assignment, ClientId, Properties, Reduced, Transform, Tree, Update
 from tests.core.small import TWO, Log, holding, line, states, weights
@@ -38,6 +39,24 @@ def encoded(transform: Transform[Any], values: Tree) -> Update:
 def test_clip_obeys_the_laws() -> None:
     check_transform(clip(0.5))
     check_transform(clip(1e3))
+
+
+def test_norm_threshold_obeys_the_laws() -> None:
+    check_transform(norm_threshold(1e6))
+
+
+@pytest.mark.parametrize(("times", "heard"), [(0.9, True), (1e6, False)])
+def test_an_update_that_its_client_has_not_clipped_is_a_failure(times: float, heard: bool) -> None:
+    algorithm = pipe(fedavg(sgd(line(), lr=0.1)), clip(1.0), norm_threshold(1.0 + 1e-5))
+    flow = algorithm.round(algorithm.init({"weight": torch.zeros(1, 1)}), [ClientId("a")])
+    request = next(flow)
+    fold = Fold(request, buffered(1, 1), 0, in_order=True)
+    like = request.like or {}
+    size = math.sqrt(sum(x.numel() for x in like.values()))
+    sent = {name: torch.full_like(x, times / size) for name, x in like.items()}
+    judged = fold.judge(Update(0, ClientId("a"), "train", sent, 1.0, {}))
+    assert isinstance(judged, Update) == heard
+    assert heard or (judged.kind == "invalid" and "norm_threshold allows" in judged.reason)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
