@@ -12,11 +12,11 @@ import torch
 from typer.testing import CliRunner, Result
 
 from atoll.cli.main import app
-from atoll.deploy.approvals import Consents
-from atoll.deploy.gate import Gate
-from atoll.deploy.judge import Offer
-from atoll.deploy.permit import Declared
-from atoll.deploy.policy import read_policy
+from atoll.deploy.rules.approvals import Consents
+from atoll.deploy.rules.gate import Gate
+from atoll.deploy.rules.judge import Offer
+from atoll.deploy.rules.permit import Declared
+from atoll.deploy.rules.policy import read_policy
 from atoll.job import templates
 from atoll.job.check import check
 from atoll.job.text import parse

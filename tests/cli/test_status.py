@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from atoll.cli.main import app
-from atoll.deploy.status import FILE, ClientState, Live, Rules, SiteState, to_json
+from atoll.deploy.operations.status import FILE, ClientState, Live, Rules, SiteState, to_json
 from atoll.store.runs import Store
 from atoll.types import ClientId, Event
 

@@ -1,4 +1,4 @@
-"""`atoll join --token` up to where it would join; tests/deploy/test_policy_machines.py joins."""
+"""`atoll join --token` up to where it would join; tests/deploy/rules/test_policy_machines.py joins."""
 
 from __future__ import annotations
 

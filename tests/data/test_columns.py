@@ -8,8 +8,8 @@ import pytest
 
 from atoll.data.columns import only
 from atoll.data.table import read, table
-from atoll.deploy.judge import reading
-from atoll.deploy.policy import read_policy
+from atoll.deploy.rules.judge import reading
+from atoll.deploy.rules.policy import read_policy
 from atoll.errors import DataError, UnknownName
 
 pandas = pytest.importorskip("pandas")

@@ -29,7 +29,7 @@ def zygote() -> None:
 
     torch.set_num_threads(1)
     import atoll.cli.main
-    import atoll.deploy.gated
+    import atoll.deploy.rules.gated
     import atoll.remote.hub
     import atoll.remote.link  # noqa: F401
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from atoll.deploy.coordinator import coordinate, opened
+from atoll.deploy.rules.willing import Willing
 from atoll.deploy.site import Site
-from atoll.deploy.willing import Willing
 from atoll.errors import RemoteError
 from atoll.job.check import check
 from atoll.job.text import parse

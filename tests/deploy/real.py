@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.deploy.coordinator import coordinate, opened
-from atoll.deploy.gate import Gate
-from atoll.deploy.gated import Gated
-from atoll.deploy.judge import reading
-from atoll.deploy.policy import read_policy
+from atoll.deploy.rules.gate import Gate
+from atoll.deploy.rules.gated import Gated
+from atoll.deploy.rules.judge import reading
+from atoll.deploy.rules.policy import read_policy
 from atoll.deploy.site import Site
 from atoll.deploy.verify import records, verify
 from atoll.errors import AtollError

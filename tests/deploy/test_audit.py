@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.deploy.audit import AuditLog, Head, head_path, line_of, read_head
-from atoll.deploy.signatures import public_text
+from atoll.deploy.rules.signatures import public_text
 from atoll.deploy.verify import records, verify
 from atoll.errors import ConfigError, StoreError
 

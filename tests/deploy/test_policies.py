@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from atoll.deploy import willing
-from atoll.deploy.approvals import Consents
 from atoll.deploy.coordinator import opened, sweep
+from atoll.deploy.rules import willing
+from atoll.deploy.rules.approvals import Consents
 from atoll.engines.remote import Remote
 from atoll.errors import ConfigError, RoundError
 from atoll.job.build import build

@@ -38,7 +38,7 @@ def verify(
     from atoll.cli.guard import say_error
     from atoll.deploy import verify as lines
     from atoll.deploy.audit import read_head
-    from atoll.deploy.signatures import refuse_key
+    from atoll.deploy.rules.signatures import refuse_key
     from atoll.errors import UnknownName
 
     for each in key or ():
@@ -110,8 +110,8 @@ def key(
 
     Example: `atoll audit key north`
     """
-    from atoll.deploy.gate import KEY
-    from atoll.deploy.signatures import make_key
+    from atoll.deploy.rules.gate import KEY
+    from atoll.deploy.rules.signatures import make_key
 
     folder.mkdir(parents=True, exist_ok=True)
     typer.echo(make_key(folder / KEY))

@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from atoll.deploy import logs
+from atoll.deploy.operations import logs
 from atoll.errors import AtollError, ConfigError, JobError, MissingExtra, VersionError
 
 DEBUG = "ATOLL_DEBUG"  # set to 1 to see the traceback of what is a defect

@@ -24,7 +24,7 @@ def key(
     Example: `atoll job key me.key`
     """
     _needed()
-    from atoll.deploy.signatures import make_key
+    from atoll.deploy.rules.signatures import make_key
 
     typer.echo(make_key(file))
 
@@ -41,8 +41,8 @@ def sign(
     Example: `atoll job sign job.toml --key me.key`
     """
     _needed()
-    from atoll.deploy.judge import text_of
-    from atoll.deploy.signatures import keep_signature, load_key, public_text
+    from atoll.deploy.rules.judge import text_of
+    from atoll.deploy.rules.signatures import keep_signature, load_key, public_text
     from atoll.job.check import check
     from atoll.job.text import load
 

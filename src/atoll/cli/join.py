@@ -61,7 +61,7 @@ def join(
     `atoll join 127.0.0.1:7433 --site north --insecure-loopback`
     """
     from atoll.deploy.enrol import identity_at
-    from atoll.deploy.policy import load_policy
+    from atoll.deploy.rules.policy import load_policy
     from atoll.deploy.trust import as_site
     from atoll.errors import ConfigError, RemoteError
     from atoll.job.text import load
@@ -77,12 +77,12 @@ def join(
         raise ConfigError("--site is missing: the name of this site, as the coordinator's job has it")
     home = folder or Path(name)
 
-    from atoll.deploy.gate import Gate
-    from atoll.deploy.gated import Gated
-    from atoll.deploy.judge import reading
     from atoll.deploy.rotation import kept_by_site
+    from atoll.deploy.rules.gate import Gate
+    from atoll.deploy.rules.gated import Gated
+    from atoll.deploy.rules.judge import reading
+    from atoll.deploy.rules.willing import Willing
     from atoll.deploy.site import Site
-    from atoll.deploy.willing import Willing
     from atoll.remote.link import Link
     from atoll.store import files, lock
 

@@ -14,8 +14,8 @@ from atoll.errors import RemoteError
 
 if TYPE_CHECKING:
     from atoll.deploy.draining import Draining
-    from atoll.deploy.health import OfCoordinator as Health
-    from atoll.deploy.metrics import OfCoordinator as Numbers
+    from atoll.deploy.operations.health import OfCoordinator as Health
+    from atoll.deploy.operations.metrics import OfCoordinator as Numbers
     from atoll.interfaces import Sink
     from atoll.remote.hub import Hub
     from atoll.remote.link import Link
@@ -63,8 +63,8 @@ def operating(hub: Hub, folder: Path, jobs: Sequence[str], voice: Voice, drain: 
 
     `folder`: where what is on its way is kept. Raises ConfigError, RemoteError and MissingExtra for `ops`.
     """
-    from atoll.deploy import health, metrics
-    from atoll.deploy.ops import answering
+    from atoll.deploy.operations import health, metrics
+    from atoll.deploy.operations.ops import answering
 
     def asked() -> bool:
         return drain.asked
@@ -78,9 +78,9 @@ def operating(hub: Hub, folder: Path, jobs: Sequence[str], voice: Voice, drain: 
 @contextlib.contextmanager
 def taking_part(link: Link, folder: Path, voice: Voice, drain: Drain, ops: str | None) -> Iterator[Draining]:
     """The same for a site: its link, which drains. `folder`: the site's. Raises as `operating`."""
-    from atoll.deploy import health, metrics
     from atoll.deploy.draining import Draining
-    from atoll.deploy.ops import answering
+    from atoll.deploy.operations import health, metrics
+    from atoll.deploy.operations.ops import answering
 
     def asked() -> bool:
         return drain.asked

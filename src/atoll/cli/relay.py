@@ -48,7 +48,7 @@ def relay(
 
     Example: `atoll relay 127.0.0.1:7433 --site coast --region region.toml --listen 127.0.0.1:7533 --insecure-loopback`
     """
-    from atoll.deploy.region import load_region
+    from atoll.deploy.regions.region import load_region
     from atoll.deploy.rotation import kept_by_coordinator, kept_by_site, renewing
     from atoll.deploy.trust import as_coordinator, as_site
     from atoll.errors import ConfigError, RemoteError
@@ -61,7 +61,7 @@ def relay(
         raise ConfigError("--site is missing: the name of this relay, as the coordinator's job has it")
     home = folder or Path(name)
 
-    from atoll.deploy.relay import Relay
+    from atoll.deploy.regions.relay import Relay
     from atoll.remote.hub import Hub
     from atoll.remote.link import Link
     from atoll.store import files, lock

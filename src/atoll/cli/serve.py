@@ -16,8 +16,8 @@ from atoll.cli.runs import store_at, write_report
 from atoll.cli.voice import DrainS, Format, LogFormat, OpsAt, voice_of
 
 if TYPE_CHECKING:
+    from atoll.deploy.operations.sitelogs import SiteLogs
     from atoll.deploy.refusals import Refusals
-    from atoll.deploy.sitelogs import SiteLogs
     from atoll.interfaces import Sink
     from atoll.job.schema import Job
     from atoll.job.text import Document
@@ -97,10 +97,10 @@ def serve(
     """
     from atoll.deploy.coordinator import sweep
     from atoll.deploy.enrol import giving
-    from atoll.deploy.look import answering
+    from atoll.deploy.operations.look import answering
+    from atoll.deploy.operations.sitelogs import SiteLogs
     from atoll.deploy.refusals import refusals_in
     from atoll.deploy.rotation import kept_by_coordinator, renewing
-    from atoll.deploy.sitelogs import SiteLogs
     from atoll.deploy.trust import as_coordinator, who_asks
     from atoll.job.text import load
     from atoll.remote.hub import Hub
@@ -150,8 +150,8 @@ def serve(
 def _checked(paths: list[Path]) -> list[Served]:
     """Every job, checked before any begins."""
     from atoll.deploy.coordinator import refuse
-    from atoll.deploy.judge import text_of
-    from atoll.deploy.signatures import kept_signature
+    from atoll.deploy.rules.judge import text_of
+    from atoll.deploy.rules.signatures import kept_signature
     from atoll.errors import ConfigError
     from atoll.job.check import check
     from atoll.job.text import load
@@ -194,7 +194,7 @@ def _all(serving: Serving, served: list[Served]) -> tuple[list[str], list[str]]:
 
 def _one(serving: Serving, served: Served) -> None:
     from atoll.deploy.coordinator import coordinate, opened
-    from atoll.deploy.watch import watching
+    from atoll.deploy.operations.watch import watching
 
     hub, place, patience_s, start_with, data, operation, logs, refusals = serving
     name, job, document, signature = served

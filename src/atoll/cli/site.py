@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from atoll.deploy.approvals import Decision
+    from atoll.deploy.rules.approvals import Decision
 
 app = typer.Typer(no_args_is_help=True, help="Say what this site takes part in: its consent to jobs, and its policy.")
 policy_app = typer.Typer(no_args_is_help=True, help="Look at site policies.")
@@ -40,7 +40,7 @@ def jobs(folder: Folder = Path(".")) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from atoll.deploy.approvals import Consents
+    from atoll.deploy.rules.approvals import Consents
 
     consents = Consents(folder)
     known = consents.all()
@@ -77,8 +77,8 @@ def deny(job: JobName, folder: Folder = Path("."), by: By = "", why: Why = "") -
 
 def _decide(folder: Path, job: str, decision: Decision, by: str, why: str) -> None:
     """The log before the decision: a consent that takes effect is in it."""
-    from atoll.deploy.approvals import Consents
-    from atoll.deploy.gate import log_of
+    from atoll.deploy.rules.approvals import Consents
+    from atoll.deploy.rules.gate import log_of
 
     consents, by = Consents(folder), by or getpass.getuser()
     meant = consents.find(job)
@@ -97,7 +97,7 @@ def digest(job: Annotated[Path, typer.Argument(metavar="JOB", help="A job file (
     """
     import hashlib
 
-    from atoll.deploy.judge import text_of
+    from atoll.deploy.rules.judge import text_of
     from atoll.job.check import check
     from atoll.job.text import load
 
@@ -122,16 +122,16 @@ def check_policy(
 
     Examples: `atoll site policy check policy.toml`, `atoll site policy check policy.toml --job job.toml`
     """
-    from atoll.deploy.explain import sentences
-    from atoll.deploy.policy import load_policy
+    from atoll.deploy.rules.explain import sentences
+    from atoll.deploy.rules.policy import load_policy
 
     policy = load_policy(file)
     if job is None:
         for sentence in sentences(policy):
             typer.echo(sentence)
         return
-    from atoll.deploy.judge import Offer, judge, text_of
-    from atoll.deploy.signatures import kept_signature
+    from atoll.deploy.rules.judge import Offer, judge, text_of
+    from atoll.deploy.rules.signatures import kept_signature
     from atoll.errors import JobError
     from atoll.job.check import check
     from atoll.job.text import load

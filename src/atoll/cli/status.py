@@ -14,7 +14,7 @@ from atoll.cli.runs import Place, existing_store
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from atoll.deploy.status import Status
+    from atoll.deploy.operations.status import Status
 
 LOG_LINES = 20  # of each site
 REDRAW_S = 1.0
@@ -83,7 +83,7 @@ def why(
 
     Examples: `atoll why trial`, `atoll why last --logs`
     """
-    from atoll.deploy.why import headline, reasons
+    from atoll.deploy.operations.why import headline, reasons
 
     (found,) = _found(Where(store, coordinator, identity, insecure_loopback), job, logs)
     if json:
@@ -97,7 +97,7 @@ def why(
 
 def _found(where: Where, job: str | None, logs: bool) -> list[Status]:
     """What is known, from this machine's folder of runs or from a coordinator."""
-    from atoll.deploy import look
+    from atoll.deploy.operations import look
 
     lines = LOG_LINES if logs else 0
     if where.coordinator is None:
@@ -116,7 +116,7 @@ def _show(found: list[Status], one: bool, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
-        from atoll.deploy.status import to_json
+        from atoll.deploy.operations.status import to_json
 
         typer.echo(to_json(found[0] if one else found))
     elif not found:
@@ -126,7 +126,7 @@ def _show(found: list[Status], one: bool, as_json: bool) -> None:
     elif one:
         _lines(found[0])
     else:
-        from atoll.deploy.why import headline, reasons
+        from atoll.deploy.operations.why import headline, reasons
 
         for each in found:
             typer.echo(f"{headline(each)}\n- {reasons(each)[0]}")
@@ -154,7 +154,7 @@ def _watch(where: Where, job: str | None, logs: bool) -> None:
 
 def _again(found: list[Status], said: str) -> str:
     """Plain lines, where they are others than those before."""
-    from atoll.deploy.why import headline, reasons
+    from atoll.deploy.operations.why import headline, reasons
 
     told = "\n".join(line for each in found for line in (headline(each), *(f"- {text}" for text in reasons(each))))
     if told != said:
@@ -166,7 +166,7 @@ def _overview(found: list[Status]) -> Table:
     """A line a run."""
     from rich.table import Table
 
-    from atoll.deploy.why import reasons
+    from atoll.deploy.operations.why import reasons
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "state", "rounds", "sites there", "what it waits for, or how it ended"):
@@ -184,7 +184,7 @@ def _page(found: Status) -> Table:
     """A run: where it is, a line a client, and what it waits for."""
     from rich.table import Table
 
-    from atoll.deploy.why import headline, reasons
+    from atoll.deploy.operations.why import headline, reasons
 
     page = Table(box=None, pad_edge=False, show_header=False)
     page.add_column()
@@ -206,7 +206,7 @@ def _page(found: Status) -> Table:
 
 def _rows(found: Status) -> list[tuple[str, str, str, str]]:
     """Site, client, round, what it does."""
-    from atoll.deploy.why import doing
+    from atoll.deploy.operations.why import doing
 
     if found.live is None or found.state != "running":
         return []
@@ -224,7 +224,7 @@ def _rows(found: Status) -> list[tuple[str, str, str, str]]:
 
 
 def _lines(found: Status) -> None:
-    from atoll.deploy.why import headline, reasons
+    from atoll.deploy.operations.why import headline, reasons
 
     typer.echo(headline(found))
     for site, client, round, does in _rows(found):
@@ -236,7 +236,7 @@ def _lines(found: Status) -> None:
 
 def _logs(found: Status) -> None:
     """What sites have sent, a line each."""
-    from atoll.deploy.why import clock
+    from atoll.deploy.operations.why import clock
 
     for each in found.logs:
         typer.echo(f"{clock(each.at, found.now)} {each.site}: {each.line}")

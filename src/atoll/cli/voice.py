@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from atoll.cli.progress import Progress
-from atoll.deploy import logs
+from atoll.deploy.operations import logs
 
 if TYPE_CHECKING:
     from atoll.types import Event
@@ -88,7 +88,7 @@ class Lines:
 
 
 class Machines:
-    """One JSON object each (`deploy.logs`), on standard output."""
+    """One JSON object each (`deploy.operations.logs`), on standard output."""
 
     def say(self, text: str, event: str = "said", level: str = "info", **fields: Any) -> None:
         logs.tell(event, text, level, **fields)

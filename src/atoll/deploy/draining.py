@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from atoll.deploy.gated import Line
+from atoll.deploy.rules.gated import Line
 from atoll.remote.values import Offered, Place, SiteEvent, place_of
 from atoll.types import Answer, Update
 

@@ -24,7 +24,7 @@ from atoll.store.sealed import lay
 from atoll.types import Answer, Assignment, ClientId, Dataset, Failure, Local
 
 if TYPE_CHECKING:
-    from atoll.deploy.gated import Line
+    from atoll.deploy.rules.gated import Line
     from atoll.federation import Federation
     from atoll.job.schema import Job
     from atoll.job.text import Document

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.deploy.audit import GENESIS, Head, Record, head_path, read_head, record_of
-from atoll.deploy.signatures import verified
+from atoll.deploy.rules.signatures import verified
 from atoll.store import files
 
 

@@ -1,7 +1,7 @@
 """Clients that are regions: what an algorithm asks of them, and what their answers count for.
 
 A region's answer is the mean of its clients' x_k with the sum of their weights, so that the mean of what a server hears is
-the mean over all clients:  sum_r W_r (sum_{k in r} w_k x_k / W_r) / sum_r W_r,  W_r = sum_{k in r} w_k.  `deploy.relay`
+the mean over all clients:  sum_r W_r (sum_{k in r} w_k x_k / W_r) / sum_r W_r,  W_r = sum_{k in r} w_k.  `deploy.regions.relay`
 makes such answers. Whether w_k is a client's examples or 1 is the algorithm's to say, and is told with what is sent.
 """
 

@@ -1,0 +1,1 @@
+"""What people and their machines see of a deployment: status and its reasons, logs, metrics, health."""

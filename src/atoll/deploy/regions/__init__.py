@@ -1,0 +1,1 @@
+"""Hierarchy: a relay, which aggregates a region and speaks upward as one client."""
