@@ -275,28 +275,37 @@ def row(system: str, runs: list[Ran], ours: list[Ran]) -> dict[str, Any]:
     }
 
 
+def one(system: str, scale: Scale, python: Path | None) -> Ran:
+    """A run of one system in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="network-") as place:
+        prepared(Path(place), scale)
+        ran = flower(Path(place), scale.rounds, python) if system == "flower" and python else atoll(Path(place), scale.rounds)
+    print(f"{system}: {', '.join(f'{s:.2f}' for s in ran.round_s)} s a round", file=sys.stderr)
+    return ran
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a model of 4 MB, two rounds, once: does everything work?")
+    parser.add_argument("--repeats", type=int, help="runs of each, in turn")
+    parser.add_argument("--rounds", type=int, help="at least 2: the first is not in the median")
     given = parser.parse_args()
     scale = QUICK if given.quick else WHOLE
+    scale = scale._replace(repeats=given.repeats or scale.repeats, rounds=max(given.rounds or scale.rounds, 2))
     torch.set_num_threads(1)
     made = environment("flower", cache())
     if made.python is None:
         print(f"FLOWER IS NOT MEASURED: {made.problem}", file=sys.stderr)
     runs: dict[str, list[Ran]] = {"atoll": [], "flower": []}
-    for _ in range(scale.repeats):  # in turn: a slow spell hits both
-        for system, ran in runs.items():
-            if system == "flower" and made.python is None:
-                continue
-            with tempfile.TemporaryDirectory(prefix="network-") as place:
-                prepared(Path(place), scale)
-                ran.append(
-                    flower(Path(place), scale.rounds, made.python)
-                    if made.python and system == "flower"
-                    else atoll(Path(place), scale.rounds)
-                )
-            print(f"{system}: {', '.join(f'{s:.2f}' for s in ran[-1].round_s)} s a round", file=sys.stderr)
+    try:
+        for _ in range(scale.repeats):  # in turn: a slow spell hits both
+            for system, ran in runs.items():
+                if system == "atoll" or made.python is not None:
+                    ran.append(one(system, scale, made.python))
+    except KeyboardInterrupt:
+        print("stopped: the table is of the runs that had ended")
+    if not runs["atoll"]:
+        raise SystemExit("stopped before a run had ended")
     numbers = sum(x.numel() for x in runs["atoll"][0].params.values())
     note = f"{numbers:,} float32 parameters, {SITES} sites, {scale.rounds} rounds, medians of {scale.repeats}; memory: Pss"
     publish("flower_network" + "_quick" * given.quick, [row(name, ran, runs["atoll"]) for name, ran in runs.items() if ran], note)

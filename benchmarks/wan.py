@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,10 +201,16 @@ def main() -> None:
         print(f"SKIPPED: {why}", file=sys.stderr)
         return
     scale = QUICK if given.quick else WHOLE
-    controls = [each for each in given.congestion.split(",") if each in congestion_controls()]
+    asked, allowed = given.congestion.split(","), congestion_controls()
+    controls = [each for each in asked if each in allowed]
+    for each in set(asked) - set(allowed):
+        print(f"SKIPPED: {each} is not in /proc/sys/net/ipv4/tcp_allowed_congestion_control of this kernel", file=sys.stderr)
     quick = "_quick" if given.quick else ""
     note = f"two sites at {HOSTS[1].mbit:g} Mbit/s each way, {2 * HOSTS[1].delay_ms:g} ms, {HOSTS[1].loss:.0%} loss each way"
-    rows = [to_target(control, name, scale) for control in controls for name in LINKS]
+    rows = list[dict[str, Any]]()
+    for control, name in product(controls, LINKS):
+        rows.append(to_target(control, name, scale))
+        print(rows[-1], file=sys.stderr)
     publish(f"wan{quick}", rows, f"{note}; {parameters(scale.width):,} parameters, to a held-out loss of {TARGET_LOSS}")
     publish(f"wan_cut{quick}", [row for control in controls for row in cut_in_two(control, scale)], note)
 

@@ -62,8 +62,8 @@ def missing() -> str:
 
 
 def congestion_controls() -> list[str]:
-    """Those that this kernel has loaded."""
-    return Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    """Those that this kernel lets a namespace use: to add one, write it into this file, as root."""
+    return Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
 
 
 class Lines:

@@ -58,7 +58,6 @@ every = 2
 CASES = [
     ("fedadam", "synchronous", "clients_per_round = 8", "processes"),
     ("scaffold", "synchronous", "clients_per_round = 6", "processes"),
-    ("scaffold", "synchronous", "clients_per_round = 6", "serial"),
     ("fedbuff", "buffered", "clients_in_flight = 6\nbuffer = 3", "serial"),
 ]
 

@@ -26,7 +26,7 @@ from tests.deploy.real import OFTEN, Run, same, simulated, told
 from tests.remote.ends import until
 
 SITES: tuple[Role, ...] = ("site",)
-NOW = datetime.now(UTC)  # of this machine, by which TLS goes; certificates are made in the past instead
+NOW = datetime.now(UTC)  # about: by this machine's clock TLS goes; certificates are made in the past instead
 LATE = NOW - timedelta(days=61)  # when a site's certificate was made that is due now, and good for 29 days more
 BEFORE = LATE + timedelta(days=1)  # when it was not due
 
@@ -97,7 +97,7 @@ def test_a_certificate_is_renewed_in_the_middle_of_a_training(authority: Authori
         until(lambda: one.online, one.trouble)
         own.look()
         assert not said
-        moment = NOW
+        moment = peers.clock()
         line = Renewed(one, own)
         run.join("north", line)
         run.join("south", other)
@@ -108,7 +108,7 @@ def test_a_certificate_is_renewed_in_the_middle_of_a_training(authority: Authori
     assert told.startswith("this site has a new certificate, good until")
     new = credentials.load(tmp_path / "id-north")
     assert (new.who.name, new.who.serial != north.who.serial, new.key_pem != north.key_pem) == ("north", True, True)
-    assert not new.due(NOW)
+    assert not new.due()
     with authority.ledger.transaction() as book:
         assert [each.cause.partition(" ")[0] for each in book.certificates() if each.name == "north"] == ["token", "renewal"]
 
@@ -133,7 +133,7 @@ def test_a_renewal_that_can_not_be_had_is_tried_again(authority: Authority, tmp_
         with link_of(hub, north, tmp_path) as link:
             until(lambda: link.online, link.trouble)
             hub._floor._ask = None  # a coordinator that gives none
-            own = SiteCertificate(link, tmp_path / "id-north", said.append, now=lambda: NOW)
+            own = SiteCertificate(link, tmp_path / "id-north", said.append, now=peers.clock)
             assert "answers no question called 'renew'" in told(own.look)
             waiting = (tmp_path / "id-north" / "next.key").read_bytes()
             hub._floor._ask = renewing(authority.folder)
@@ -154,7 +154,7 @@ def test_the_coordinator_shows_its_new_certificate_without_a_restart(authority: 
         mine = CoordinatorCertificate(hub, authority.folder, said.append, now=lambda: moment)
         mine.look()
         assert shown_by(hub) == old
-        moment = NOW
+        moment = peers.clock()
         mine.look()
         assert shown_by(hub) == credentials.of_coordinator(authority).who.serial != old
         assert [line.partition(",")[0] for line in said] == ["the coordinator has a new certificate"]

@@ -22,7 +22,7 @@ from atoll.remote.hub import Hub
 from atoll.remote.values import Acknowledged, Progress, place_of
 from atoll.store.runs import Store
 from atoll.types import ClientId, Event
-from tests.remote.ends import QUICK, ask_for, hub_at, link_to, offered, reply, tree_of
+from tests.remote.ends import QUICK, answer_of, ask_for, hub_at, link_to, offered, reply, tree_of
 
 parser = pytest.importorskip("prometheus_client.parser")
 
@@ -236,7 +236,7 @@ def test_a_draining_site_takes_up_nothing_and_settles_what_it_has(tmp_path: Path
         line.answer("job", reply(assignment))
         assert not line.done  # the coordinator has not settled it yet
         assert value(series(numbers.text().decode()), "site_outbox") == 1
-        (update,) = hub.answers("job", 30.0)
+        update = answer_of(hub, "job")
         hub.acknowledge("job", update)  # type: ignore[arg-type]
         came, deadline_s = list[object](), time.monotonic() + 30
         while link.outbox() and time.monotonic() < deadline_s:

@@ -250,8 +250,8 @@ def test_lines_of_sites_come_and_are_bounded(tmp_path: Path) -> None:
         if i % 50 == 49:
             logs.keep(JOB, tmp_path)
     assert max(path.stat().st_size for path in (tmp_path / "site-logs").iterdir()) <= MOST_BYTES
-    kept = last(tmp_path, 5)
-    assert [each.line.split()[0] for each in kept] == ["begins", "295", "296", "297", "298", "299"]
+    kept = [(each.site, each.line.split()[0]) for each in last(tmp_path, 5)]
+    assert kept == [("north", "begins"), *(("loud", str(i)) for i in range(295, 300))]
 
 
 @pytest.mark.parametrize("site", ["..", "a/b", "x" * 300, "ä ö"])

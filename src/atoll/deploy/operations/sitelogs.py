@@ -37,7 +37,7 @@ class SiteLogs:
         """As `Hub` calls it, for a member of an open job."""
         with self._guard:
             waiting = self._waiting.setdefault(job, defaultdict(lambda: deque(maxlen=_WAITING)))
-            waiting[site].append(Said(round(time.time(), 1), site, shown(line)))
+            waiting[site].append(Said(round(time.time(), 3), site, shown(line)))
 
     def keep(self, job: str, folder: Path) -> None:
         """Write what has come for a job. Raises StoreError."""
