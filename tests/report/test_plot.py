@@ -85,8 +85,9 @@ def test_a_wide_range_is_drawn_by_its_logarithm(values: list[float], scale: str)
         lines(canvas, [Line("x", list(enumerate(values)))], "round")
         seen.append(canvas.axes.get_yscale())
 
-    draw("x", paint)
+    svg = draw("x", paint)
     assert seen == [scale]
+    assert "mathdefault" not in svg  # a formula, which is not set here
 
 
 def test_more_series_than_colours_differ_in_their_dashes() -> None:

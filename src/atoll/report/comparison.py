@@ -163,7 +163,7 @@ def _plot(
 def _paint(name: str, drawn: Sequence[Line], unit: str, wide: bool, canvas: Canvas) -> None:
     lines(canvas, drawn, unit)
     if wide:
-        canvas.axes.set_xscale("log")
+        canvas.logarithmic(canvas.axes.xaxis)
     if is_share(name, [y for line in drawn for _, y in line.points]):
         canvas.per_cent(canvas.axes.yaxis)
     if (legend := canvas.axes.get_legend()) is not None:

@@ -71,7 +71,7 @@ def lines(canvas: Canvas, series: Sequence[Line], x_label: str, *, log: bool | N
     """Draw the series; a logarithmic axis where the values span more than a factor of 60, unless `log` says."""
     axes, finite = canvas.axes, [y for line in series for _, y in line.points if math.isfinite(y)]
     if finite and (log if log is not None else min(finite) > 0 and max(finite) / min(finite) > 60):
-        axes.set_yscale("log")
+        canvas.logarithmic(axes.yaxis)
     few = all(len(line.points) <= 31 for line in series)
     for line in series:
         _one(canvas, line, few)

@@ -131,6 +131,14 @@ class Canvas:
 
         axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
+    def logarithmic(self, axis: Axis) -> None:
+        """Equal ratios take equal steps along `axis`. Its numbers are plain: matplotlib's are formulas, not set here."""
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
+        (self.axes.set_xscale if axis is self.axes.xaxis else self.axes.set_yscale)("log")
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if 1 <= x < 1e6 else f"{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
     def count_rounds(self, x_label: str = "round", most: int = 8) -> None:
         """An x axis of whole numbers."""
         from matplotlib.ticker import MaxNLocator
