@@ -21,34 +21,10 @@ from atoll.remote.values import Acknowledged, Invited, Offered, Place, Refused
 from atoll.store.memories import FileMemories
 from atoll.store.runs import Store
 from atoll.types import Assignment, ClientId, Failure
+from tests.deploy.jobs import DIGITS, TWO_SITES
 from tests.deploy.wire import End, Wire
 
-JOB = """
-atoll = 1
-seed = 3
-rounds = 3
-{more}
-
-[data]
-name = "digits"
-clients = 5
-partition = {{ name = "dirichlet", alpha = 0.5 }}
-
-[task]
-name = "classification"
-model = {{ name = "mlp", inputs = 64, hidden = [16], outputs = 10 }}
-
-[local]
-name = "sgd"
-lr = 0.1
-
-[algorithm]
-name = "{algorithm}"
-
-[sites]
-north = ["client-0", "client-1", "client-2"]
-south = ["client-3", "client-4"]
-"""
+JOB = DIGITS + TWO_SITES
 
 
 def deployed(tmp_path: Path, text: str, own: str = "", data: Any = None) -> dict[str, torch.Tensor]:
@@ -88,7 +64,7 @@ TOP_K = '[[transforms]]\nname = "feedback"\naround = [{ name = "top_k", fraction
 
 @pytest.mark.parametrize(("algorithm", "more"), [("fedavg", ""), ("scaffold", ""), ("fedavg", TOP_K)])
 def test_sites_give_the_bits_of_a_simulation(tmp_path: Path, algorithm: str, more: str) -> None:
-    text = JOB.format(algorithm=algorithm, more="") + more
+    text = JOB.format(algorithm=algorithm, rounds=3) + more
     assert same(deployed(tmp_path, text), simulated(text))
 
 
@@ -103,7 +79,7 @@ seed = 3
 
 def test_a_coordinator_without_data_trains_on_what_sites_have(tmp_path: Path) -> None:
     """The job says other data than anybody has: each site reads its own, the coordinator none."""
-    text = JOB.format(algorithm="scaffold", more="")
+    text = JOB.format(algorithm="scaffold", rounds=3)
     found = deployed(tmp_path, text.replace('partition = { name = "dirichlet", alpha = 0.5 }', ""), own=OWN, data="none")
     assert same(found, simulated(text))
 
@@ -111,7 +87,7 @@ def test_a_coordinator_without_data_trains_on_what_sites_have(tmp_path: Path) ->
 def test_a_site_without_its_clients_says_so(tmp_path: Path) -> None:
     link = End(Wire(), "north")
     site = Site(link, tmp_path)  # type: ignore[arg-type]
-    values = parse(JOB.format(algorithm="fedavg", more="")).values
+    values = parse(JOB.format(algorithm="fedavg", rounds=3)).values
     site.take(Invited("run-1", (ClientId("client-9"),), brief_of(values, ["client-9"])))
     (told,) = link.refusals
     assert "no client 'client-9'" in told
@@ -123,7 +99,7 @@ def test_a_site_without_its_clients_says_so(tmp_path: Path) -> None:
 
 def test_a_job_can_not_name_a_folder_of_the_site(tmp_path: Path) -> None:
     link = End(Wire(), "north")
-    values = parse(JOB.format(algorithm="fedavg", more="")).values
+    values = parse(JOB.format(algorithm="fedavg", rounds=3)).values
     Site(link, tmp_path).take(Invited("../../elsewhere", (ClientId("client-0"),), brief_of(values, ["client-0"])))  # type: ignore[arg-type]
     assert "has a name that is no file's" in link.refusals[0]
 
@@ -143,7 +119,7 @@ def test_what_a_coordinator_says_of_a_job_that_is_not_the_sites_ends_nothing(tmp
 
 
 def test_a_site_answers_for_its_own_clients_alone(tmp_path: Path) -> None:
-    values = parse(JOB.format(algorithm="fedavg", more="")).values
+    values = parse(JOB.format(algorithm="fedavg", rounds=3)).values
     invited = Invited("run-1", (ClientId("client-0"),), brief_of(values, [f"client-{i}" for i in range(5)]))
     part = Part(invited, FileMemories(tmp_path), None)
     for client, work in (("client-1", "train"), ("client-0", "dig")):
@@ -161,6 +137,6 @@ def test_a_site_answers_for_its_own_clients_alone(tmp_path: Path) -> None:
     ],
 )
 def test_every_client_is_at_one_site(sites: dict[str, list[str]], says: str) -> None:
-    job = check(parse(JOB.format(algorithm="fedavg", more=""))).model_copy(update={"sites": sites})
+    job = check(parse(JOB.format(algorithm="fedavg", rounds=3))).model_copy(update={"sites": sites})
     with pytest.raises(ConfigError, match=says):
         sites_of(job, [ClientId("a"), ClientId("b")])

@@ -24,33 +24,10 @@ from atoll.job.build import load_job
 from atoll.job.execution import carry_out
 from atoll.rng import seeded
 from atoll.store.runs import Store
+from tests.deploy.jobs import DIGITS, TWO_SITES
 
 PATIENCE_S = 240.0
-DIGITS = """
-atoll = 1
-seed = 3
-rounds = {rounds}
-
-[data]
-name = "digits"
-clients = 5
-partition = {{ name = "dirichlet", alpha = 0.5 }}
-
-[task]
-name = "classification"
-model = {{ name = "mlp", inputs = 64, hidden = [16], outputs = 10 }}
-
-[local]
-name = "sgd"
-lr = 0.1
-
-[algorithm]
-name = "{algorithm}"
-
-[sites]
-north = ["client-0", "client-1", "client-2"]
-south = ["client-3", "client-4"]
-"""
+JOB = DIGITS + TWO_SITES
 COMPRESSED = '[[transforms]]\nname = "feedback"\naround = [{ name = "top_k", fraction = 0.1 }]'
 ADAPTED = """
 atoll = 1
@@ -199,9 +176,9 @@ def join(folder: Path, at: str, site: str) -> Machine:
 @pytest.mark.slow
 def test_deployed_jobs_give_the_bits_of_simulations(tmp_path: Path, machines: list[Machine]) -> None:
     jobs = {
-        "fedavg": DIGITS.format(rounds=3, algorithm="fedavg"),
-        "scaffold": DIGITS.format(rounds=3, algorithm="scaffold"),
-        "compressed": DIGITS.format(rounds=3, algorithm="fedavg") + COMPRESSED,
+        "fedavg": JOB.format(rounds=3, algorithm="fedavg"),
+        "scaffold": JOB.format(rounds=3, algorithm="scaffold"),
+        "compressed": JOB.format(rounds=3, algorithm="fedavg") + COMPRESSED,
         "adapted": ADAPTED.format(folder=tmp_path),
     }
     tiny(tmp_path)
@@ -220,7 +197,7 @@ def test_deployed_jobs_give_the_bits_of_simulations(tmp_path: Path, machines: li
 
 @pytest.mark.slow
 def test_a_coordinator_and_a_site_are_stopped_and_say_how_to_go_on(tmp_path: Path, machines: list[Machine]) -> None:
-    (tmp_path / "alone.toml").write_text(DIGITS.format(rounds=2, algorithm="fedavg"))
+    (tmp_path / "alone.toml").write_text(JOB.format(rounds=2, algorithm="fedavg"))
     at = f"127.0.0.1:{port()}"
     coordinator = Machine(tmp_path, "serve", "alone.toml", "--listen", at, "--runs", "runs", "--insecure-loopback")
     north = join(tmp_path, at, "north")  # south never comes

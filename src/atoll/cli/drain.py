@@ -1,4 +1,4 @@
-"""How `atoll serve` and `atoll join` are ended from outside: with Ctrl-C soon, with SIGTERM when what is open has ended.
+"""How `atoll serve`, `join` and `relay` are ended from outside: with Ctrl-C soon, with SIGTERM when what is open has ended.
 
 Nothing is lost either way, since a restart gives the same bits; a drain spares half-done work from waiting for the restart.
 """
@@ -30,7 +30,7 @@ class Drain:
 
     def __init__(self, drain_s: float, again: str, *, at_once: bool = False, late_s: float = 0.0) -> None:
         """`again`: how one goes on, for the message, such as "join again to go on"."""
-        self._drain_s, self._again, self._at_once, self._late_s = drain_s, again, at_once, late_s
+        self._drain_s, self.again, self._at_once, self._late_s = drain_s, again, at_once, late_s
         self._until = math.inf
         self._code = 0
         self._heard: Callable[[str], None] = _nobody
@@ -47,7 +47,7 @@ class Drain:
 
     def stopped(self, how: str = "stopped") -> Stopped:
         """What ends the command, with the exit code that tells by which signal."""
-        return Stopped(f"{how}; {self._again}", 128 + self._code if self._code else 130)
+        return Stopped(f"{how}; {self.again}", 128 + self._code if self._code else 130)
 
     @contextlib.contextmanager
     def listening(self, heard: Callable[[str], None]) -> Iterator[None]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from atoll.cli.drain import Drain
-from atoll.cli.operation import taking_part
-from atoll.cli.voice import DrainS, Format, LogFormat, OpsAt, Voice, voice_of
-
-if TYPE_CHECKING:
-    from atoll.remote.link import Link
+from atoll.cli.operation import Shown, left, taking_part
+from atoll.cli.voice import DrainS, Format, LogFormat, OpsAt, voice_of
 
 
 def join(
@@ -63,7 +60,7 @@ def join(
     from atoll.deploy.enrol import identity_at
     from atoll.deploy.rules.policy import load_policy
     from atoll.deploy.trust import as_site
-    from atoll.errors import ConfigError, RemoteError
+    from atoll.errors import ConfigError
     from atoll.job.text import load
     from atoll.store.keys import Keys
 
@@ -97,24 +94,4 @@ def join(
     finally:
         link.close()
         held.release()
-    if drain.asked:
-        raise drain.stopped()
-    if here.failed:
-        told = ", ".join(f"{job} has failed at its coordinator ({why})" for job, why in here.failed.items())
-        raise RemoteError(f"{told}; when it is served again, join again: it goes on")
-
-
-class Shown:
-    """Says when the session comes and goes, once each time."""
-
-    def __init__(self, link: Link, address: str, voice: Voice) -> None:
-        self._link, self._address, self._voice, self._last = link, address, voice, ""
-
-    def look(self) -> bool:
-        """False: nothing here ends the site."""
-        online = self._link.online
-        told = f"connected to {self._address}" if online else self._link.trouble
-        if told and told != self._last:
-            self._voice.say(told, "connected" if online else "disconnected", "info" if online else "warning")
-            self._last = told
-        return False
+    left(drain, here.failed)

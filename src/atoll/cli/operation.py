@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,3 +90,28 @@ def taking_part(link: Link, folder: Path, voice: Voice, drain: Drain, ops: str |
     seen = health.OfSite(link, asked)
     with answering(ops, seen, numbers, voice.say), drain.listening(lambda told: voice.say(told, "drain")):
         yield line
+
+
+class Shown:
+    """Says when the session comes and goes, once each time."""
+
+    def __init__(self, link: Link, address: str, voice: Voice) -> None:
+        self._link, self._address, self._voice, self._last = link, address, voice, ""
+
+    def look(self) -> bool:
+        """False: nothing here ends the site."""
+        online = self._link.online
+        told = f"connected to {self._address}" if online else self._link.trouble
+        if told and told != self._last:
+            self._voice.say(told, "connected" if online else "disconnected", "info" if online else "warning")
+            self._last = told
+        return False
+
+
+def left(drain: Drain, failed: Mapping[str, str]) -> None:
+    """What a site that has left tells: Stopped where it was asked to, RemoteError where jobs have `failed`, and why."""
+    if drain.asked:
+        raise drain.stopped()
+    if failed:
+        told = ", ".join(f"{job} has failed at its coordinator ({why})" for job, why in failed.items())
+        raise RemoteError(f"{told}; when it is served again, {drain.again}")

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli.drain import Drain
-from atoll.cli.join import Shown
-from atoll.cli.operation import taking_part
+from atoll.cli.operation import Shown, left, taking_part
 from atoll.cli.voice import DrainS, Format, LogFormat, OpsAt, voice_of
 
 
@@ -51,7 +50,7 @@ def relay(
     from atoll.deploy.regions.region import load_region
     from atoll.deploy.rotation import kept_by_coordinator, kept_by_site, renewing
     from atoll.deploy.trust import as_coordinator, as_site
-    from atoll.errors import ConfigError, RemoteError
+    from atoll.errors import ConfigError
 
     voice, drain = voice_of(log_format), Drain(drain_s, "start the relay again to go on", at_once=True)
     found = load_region(region)
@@ -85,8 +84,4 @@ def relay(
         link.close()
         hub.stop()
         held.release()
-    if drain.asked:
-        raise drain.stopped()
-    if here.failed:
-        told = ", ".join(f"{job} has failed at its coordinator ({why})" for job, why in here.failed.items())
-        raise RemoteError(f"{told}; when it is served again, start the relay again: it goes on")
+    left(drain, here.failed)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from atoll.deploy.rules.gated import Line
+from atoll.deploy.line import Through, heard
 from atoll.remote.values import Offered, Place, SiteEvent, place_of
 from atoll.types import Answer, Update
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from atoll.remote.link import Link
 
 
-class Draining:
+class Draining(Through):
     """A link that gives out no work once `asked()`; `answered` hears of each answer: what it is, and the seconds it took.
 
     An offer that is not taken up is lost with the process, and comes again to the next one.
@@ -24,6 +23,7 @@ class Draining:
     def __init__(
         self, link: Link, asked: Callable[[], bool], answered: Callable[[str, float | None], None] = lambda *_: None
     ) -> None:
+        super().__init__(link)
         self._link, self._asked, self._answered = link, asked, answered
         self._begun: dict[tuple[str, Place], float] = {}
 
@@ -32,9 +32,9 @@ class Draining:
         """The drain has nothing more to wait for: all answers are settled, or the coordinator is not there to settle them."""
         return self._asked() and not (self._link.online and self._link.outbox())
 
-    def events(self, timeout_s: float) -> Generator[SiteEvent, None, None]:
+    def events(self, timeout_s: float) -> Iterator[SiteEvent]:
         """As the link's."""
-        with contextlib.closing(_generator(self._link, timeout_s)) as events:
+        with heard(self._link, timeout_s) as events:
             for event in events:
                 if not isinstance(event, Offered):
                     yield event
@@ -42,30 +42,9 @@ class Draining:
                     self._begun[event.job, place_of(event.assignment)] = time.monotonic()
                     yield event
 
-    def consent(self, job: str, accepted: bool, reason: str = "", about: bytes = b"") -> None:
-        """As the link's."""
-        self._link.consent(job, accepted, reason, about)
-
     def answer(self, job: str, answer: Answer) -> None:
         """As the link's."""
-        self._link.answer(job, answer)
+        super().answer(job, answer)
         began_s = self._begun.pop((job, place_of(answer)), None)
         took_s = None if began_s is None else time.monotonic() - began_s
         self._answered("update" if isinstance(answer, Update) else "failure", took_s)
-
-    def say(self, job: str, place: Place, step: int, steps: int = 0) -> None:
-        """As the link's."""
-        self._link.say(job, place, step, steps)
-
-    def log(self, job: str, line: str) -> None:
-        """As the link's."""
-        self._link.log(job, line)
-
-    def wanted(self, job: str, place: Place) -> bool:
-        """As the link's."""
-        return self._link.wanted(job, place)
-
-
-def _generator(line: Line, timeout_s: float) -> Generator[SiteEvent, None, None]:
-    """So that what is left in the middle is closed at once, and the event not dealt with comes again."""
-    yield from line.events(timeout_s)

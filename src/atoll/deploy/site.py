@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from atoll.data.examples import steps_of
 from atoll.data.text import Texts
 from atoll.deploy.brief import job_of
+from atoll.deploy.line import Line, serve
 from atoll.engines.serial import serial
 from atoll.errors import AtollError, ConfigError, RemoteError
 from atoll.job.build import build, data_of, dataset_of, tokenizer_of
@@ -24,7 +25,6 @@ from atoll.store.sealed import lay
 from atoll.types import Answer, Assignment, ClientId, Dataset, Failure, Local
 
 if TYPE_CHECKING:
-    from atoll.deploy.rules.gated import Line
     from atoll.federation import Federation
     from atoll.job.schema import Job
     from atoll.job.text import Document
@@ -52,11 +52,7 @@ class Site:
 
     def serve(self, stopped: Callable[[], bool], look_s: float = 0.5) -> None:
         """Do what the coordinator says until `stopped()`; it is asked between events, and `look_s` after the last one."""
-        while not stopped():
-            for event in self._link.events(look_s):
-                self.take(event)
-                if stopped():
-                    break
+        serve(self._link, self.take, stopped, look_s)
 
     def take(self, event: SiteEvent) -> None:
         """One thing that the coordinator says; what is about a job whose name is no file's has nothing here to change."""

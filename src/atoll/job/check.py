@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from atoll import catalog
 from atoll.errors import ConfigError, JobError, UnknownName, VersionError
 from atoll.job import values
 from atoll.job.schema import FORMAT, Job
+from atoll.job.sentences import at_spot, hint, model_at, nearest, rule, spelled
 from atoll.job.text import Document, Spot
 from atoll.job.together import Problem, absent, clients_of, together
 
@@ -74,7 +74,7 @@ def _typed(document: Document) -> tuple[Job | None, list[Problem]]:
     values = dict(document.values)
     problems: list[Problem] = []
     if not isinstance(values.get("atoll", FORMAT), int) or values.get("atoll", FORMAT) != FORMAT:
-        problems.append(Problem(("atoll",), f"atoll = {_toml(values['atoll'])}: must be {FORMAT}, the format of this file"))
+        problems.append(Problem(("atoll",), f"atoll = {spelled(values['atoll'])}: must be {FORMAT}, the format of this file"))
     try:
         return Job.model_validate(values), problems
     except ValidationError as error:
@@ -86,8 +86,8 @@ def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
     table, key, kind = spot[:-1], spot[-1], detail["type"]
     at = _where(table)
     if kind == "extra_forbidden":
-        known = list(_model_at(table).model_fields)
-        return Problem(spot, f"{at}{_section(key, spot, values)}{_nearest(str(key), known)}")
+        known = list(model_at(Job, table).model_fields)
+        return Problem(spot, f"{at}{_section(key, spot, values)}{nearest(str(key), known)}")
     if kind == "missing":
         if key == "name":
             return Problem(table, f"{at}name is missing: {_names(str(table[0]))}")
@@ -95,46 +95,19 @@ def _sentence(values: Mapping[str, Any], detail: Any) -> Problem:
             return Problem((), f"[{key}] is missing: a section with {_names(str(key))}")
         mend = f"write `atoll = {FORMAT}` first" if key == "atoll" else "a whole number" if key == "rounds" else "give it a value"
         return Problem(table, f"{at}{key} is missing: {mend}")
-    value = _get(values, spot)
+    value = at_spot(values, spot)
     if kind in ("model_type", "list_type", "dict_type", "model_attributes_type"):
         shape = f"[[{key}]] tables" if key == "transforms" else f"a table, [{'.'.join(map(str, spot))}]"
-        return Problem(spot, f"{at}{key} = {_toml(value)}: must be {shape}")
-    return Problem(spot, f"{at}{key} = {_toml(value)}: {_rule(detail)}")
+        return Problem(spot, f"{at}{key} = {spelled(value)}: must be {shape}")
+    return Problem(spot, f"{at}{key} = {spelled(value)}: {rule(detail)}")
 
 
 def _names(section: str) -> str:
     return f"a name from `atoll catalog {SECTIONS.get(section, 'transform')}`"
 
 
-def _rule(detail: Any) -> str:
-    context = detail.get("ctx", {})
-    rules = {
-        "int_type": "must be a whole number",
-        "float_type": "must be a number",
-        "bool_type": "must be true or false",
-        "string_type": "must be a text in quotes",
-        "string_too_short": "must not be empty",
-        "greater_than": f"must be above {context.get('gt')}",
-        "greater_than_equal": f"must be {context.get('ge')} or more",
-        "less_than": f"must be below {context.get('lt')}",
-        "less_than_equal": f"must be {context.get('le')} or less",
-    }
-    message = str(detail["msg"])
-    return rules.get(detail["type"], message[:1].lower() + message[1:])
-
-
 def _section(key: str | int, spot: Spot, values: Mapping[str, Any]) -> str:
-    return f"there is no section [{key}]" if isinstance(_get(values, spot), dict) else f"there is no key {str(key)!r}"
-
-
-def _model_at(table: Spot) -> type[BaseModel]:
-    """The pydantic model of a table of the job file."""
-    model: type[BaseModel] = Job
-    for part in table:
-        annotation = model.model_fields[str(part)].annotation
-        arms = getattr(annotation, "__args__", (annotation,))
-        model = next(arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel))
-    return model
+    return f"there is no section [{key}]" if isinstance(at_spot(values, spot), dict) else f"there is no key {str(key)!r}"
 
 
 def _named(values_: Mapping[str, Any], document: Document) -> Iterator[Problem]:
@@ -194,7 +167,7 @@ def _parameter(entry: catalog.Entry, key: str, value: Any, spot: Spot) -> Iterat
     each = values.kind_of_each(parameter.annotation) if parameter else None
     if parameter is None or (key in WIRED.get(entry.kind, ()) and not values.settable(parameter.annotation)):
         known = [spelling(p) for p in settable(entry)]
-        yield Problem(spot, f"{at}{entry.name} has no parameter {key!r}{_hint(key, known) or _has(known)}")
+        yield Problem(spot, f"{at}{entry.name} has no parameter {key!r}{hint(key, known) or _has(known)}")
     elif nested and isinstance(value, dict | str) and not (isinstance(value, str) and values.settable(parameter.annotation)):
         yield from _choice(nested, value, spot)
     elif each:
@@ -202,18 +175,18 @@ def _parameter(entry: catalog.Entry, key: str, value: Any, spot: Spot) -> Iterat
     else:
         wrong = values.problem(parameter, value)
         if wrong:
-            yield Problem(spot, f"{at}{key} = {_toml(value)}: {wrong}")
+            yield Problem(spot, f"{at}{key} = {spelled(value)}: {wrong}")
         elif key == "adapter" and entry.kind == "task":
             yield from _adapter(value, spot)
         elif _is_path(parameter) and isinstance(value, str) and not os.access(os.path.expanduser(value), os.R_OK):
             why = "can't be read" if os.path.exists(os.path.expanduser(value)) else "there is no such file or folder"
-            yield Problem(spot, f"{at}{key} = {_toml(value)}: {why}")
+            yield Problem(spot, f"{at}{key} = {spelled(value)}: {why}")
 
 
 def _choices(kind: str, given: Any, spot: Spot) -> Iterator[Problem]:
     """A list of names, each with its parameters."""
     if not isinstance(given, list):
-        told = f"{spot[-1]} = {_toml(given)}: must be a list, each a name from `atoll catalog {kind}` or a table with one"
+        told = f"{spot[-1]} = {spelled(given)}: must be a list, each a name from `atoll catalog {kind}` or a table with one"
         yield Problem(spot, f"{_where(spot[:-1])}{told}")
         return
     for i, one in enumerate(given):
@@ -274,31 +247,5 @@ def _where(table: Spot) -> str:
     return f"[{'.'.join(map(str, table))}] "
 
 
-def _get(values_: Any, spot: Spot) -> Any:
-    for part in spot:
-        try:
-            values_ = values_[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return values_
-
-
-def _toml(value: Any) -> str:
-    """As the file spells it, shortened."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _has(known: list[str]) -> str:
     return f"; it has {', '.join(known)}" if known else "; it has no parameters"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    return _hint(name, known) or f"; known: {', '.join(known)}"

@@ -24,10 +24,10 @@ SITES = "[sites]\nharbour = ['a']\nisland = ['b', 'c']\n"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (SITES, "region.toml:1: region: Field required"),
+        (SITES, "region.toml:1: region is missing: write `region = 1` first"),
         ("region = 2\n" + SITES, "region = 2: must be 1"),
-        ("region = 1\nmin_updates = 0\n" + SITES, "region.toml:2: min_updates"),
-        ("region = 1\nmin_update = 3\n" + SITES, "region.toml:2: min_update"),
+        ("region = 1\nmin_updates = 0\n" + SITES, "region.toml:2: min_updates = 0: must be 1 or more"),
+        ("region = 1\nmin_update = 3\n" + SITES, "region.toml:2: there is no key 'min_update'; did you mean 'min_updates'"),
         ("region = 1\nmin_updates = 4\n" + SITES, "has 3 clients, and min_updates is 4"),
         ("region = 1\n[sites]\nx = ['a']", "a mean of fewer hides nobody"),
         ("region = 1\n[sites]\nx = ['a', 'b']\ny = ['a']", "gives 'a' to 'x' and to 'y'"),

@@ -35,29 +35,9 @@ from atoll.store.journal import Ephemeral
 from atoll.store.memories import Kept
 from atoll.store.runs import Store
 from atoll.types import Answer, Assignment, ClientId, Event, Failure, Local, Update
+from tests.deploy.jobs import DIGITS
 from tests.remote.ends import hub_at, link_to, until
 
-JOB = """
-atoll = 1
-seed = 3
-rounds = {rounds}
-
-[data]
-name = "digits"
-clients = 5
-partition = {{ name = "dirichlet", alpha = 0.5 }}
-
-[task]
-name = "classification"
-model = {{ name = "mlp", inputs = 64, hidden = [16], outputs = 10 }}
-
-[local]
-name = "sgd"
-lr = 0.1
-
-[algorithm]
-name = "{algorithm}"
-"""
 TWO = """
 [sites]
 relay = ["coast"]
@@ -220,7 +200,7 @@ def flat(text: str) -> Params:
 
 @pytest.mark.parametrize(("algorithm", "more"), [("scaffold", ""), ("fedavg", TOP_K)])
 def test_two_levels_over_a_network_give_the_bits_of_two_levels_in_one_thread(tmp_path: Path, algorithm: str, more: str) -> None:
-    text = JOB.format(algorithm=algorithm, rounds=3) + more + TWO
+    text = DIGITS.format(algorithm=algorithm, rounds=3) + more + TWO
     found, wanted = deployed(tmp_path, text, region_of()), simulated(text, region_of())
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -228,7 +208,7 @@ def test_two_levels_over_a_network_give_the_bits_of_two_levels_in_one_thread(tmp
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedadam", "scaffold", "feddyn", "fednova", "qfedavg", "mimelite"])
 def test_two_levels_are_one_but_for_rounding(algorithm: str) -> None:
     """Each client's examples in one batch, so that the seeds, which differ, decide nothing."""
-    text = JOB.format(algorithm=algorithm, rounds=3).replace("lr = 0.1", "lr = 0.1\nbatch_size = 2000\nepochs = 2")
+    text = DIGITS.format(algorithm=algorithm, rounds=3).replace("lr = 0.1", "lr = 0.1\nbatch_size = 2000\nepochs = 2")
     twice, once = simulated(text + TWO, region_of()), flat(text)
     assert all(torch.allclose(twice[name], once[name], rtol=0, atol=1e-6) for name in once)
 
@@ -241,7 +221,7 @@ def failure_of(sink: Watching) -> str:
 
 def test_a_region_that_cant_close_is_one_failure_and_nobody_there_remembers_the_round(tmp_path: Path) -> None:
     """Two of three answer and the third fails: the job goes on without the region, whose clients keep no control variate."""
-    sink, text = Watching(), JOB.format(algorithm="scaffold", rounds=1) + TWO
+    sink, text = Watching(), DIGITS.format(algorithm="scaffold", rounds=1) + TWO
     deployed(tmp_path, text, region_of(min_updates=3), broken="island", sink=sink)
     told = failure_of(sink)
     assert "in the region coast, round 1, 'train': 2 of 3 clients answered, and the policy's min_updates is 3" in told
@@ -267,12 +247,12 @@ def test_a_region_moves_above_as_its_clients_do() -> None:
 
 
 def test_a_region_where_nobody_is_says_so_in_time(tmp_path: Path) -> None:
-    sink, text = Watching(), JOB.format(algorithm="fedavg", rounds=1) + TWO
+    sink, text = Watching(), DIGITS.format(algorithm="fedavg", rounds=1) + TWO
     deployed(tmp_path, text, region_of(patience_s=0.2), absent=["harbour", "island"], sink=sink)
     assert "0 of 3 clients are there, and min_updates is 2; not there: client-0 (its site has not called" in failure_of(sink)
 
 
-BRIEF = brief_of(parse(JOB.format(algorithm="fedavg", rounds=1) + TWO).values, ["coast", "client-3", "client-4"])
+BRIEF = brief_of(parse(DIGITS.format(algorithm="fedavg", rounds=1) + TWO).values, ["coast", "client-3", "client-4"])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +265,7 @@ BRIEF = brief_of(parse(JOB.format(algorithm="fedavg", rounds=1) + TWO).values, [
     ],
 )
 def test_a_relay_says_why_it_takes_no_part(change: str, clients: list[str], says: str) -> None:
-    text = JOB.format(algorithm="fedavg", rounds=1) + TWO.replace("coast = 3", change if "=" in change else "coast = 3")
+    text = DIGITS.format(algorithm="fedavg", rounds=1) + TWO.replace("coast = 3", change if "=" in change else "coast = 3")
     population = ["coast", "client-3", "client-4", *([change] if change.startswith("client") else [])]
     with pytest.raises(ConfigError, match=says):
         Part(Invited("job", tuple(map(ClientId, clients)), brief_of(parse(text).values, population)), region_of())
@@ -300,7 +280,7 @@ def test_a_relay_says_why_it_takes_no_part(change: str, clients: list[str], says
     ],
 )
 def test_what_only_the_federation_knows_is_refused_at_both_ends(algorithm: str, more: str, says: str) -> None:
-    text = JOB.format(algorithm=algorithm, rounds=1) + TWO + more
+    text = DIGITS.format(algorithm=algorithm, rounds=1) + TWO + more
     if algorithm == "sparseloco":
         text = text.replace('name = "sgd"\nlr = 0.1', 'name = "adamw"\nlr = 0.1\nsteps = 2\nkeep = true')
     names = ["coast", "client-3", "client-4"]
@@ -325,7 +305,7 @@ def test_what_only_the_federation_knows_is_refused_at_both_ends(algorithm: str, 
 )
 def test_what_a_job_file_shows_is_refused_by_check(more: str, says: str) -> None:
     with pytest.raises(JobError) as refused:
-        check(parse(JOB.format(algorithm="fedavg", rounds=1) + more + TWO))
+        check(parse(DIGITS.format(algorithm="fedavg", rounds=1) + more + TWO))
     assert says in str(refused.value)
 
 
@@ -339,11 +319,11 @@ def test_what_a_job_file_shows_is_refused_by_check(more: str, says: str) -> None
 )
 def test_a_region_is_that_of_one_site(two: str, says: str) -> None:
     with pytest.raises(JobError, match=says):
-        check(parse(JOB.format(algorithm="fedavg", rounds=1) + two))
+        check(parse(DIGITS.format(algorithm="fedavg", rounds=1) + two))
 
 
 def test_an_algorithm_that_sends_each_client_its_own_is_refused_by_check() -> None:
-    text = JOB.format(algorithm="feddst", rounds=1) + TWO
+    text = DIGITS.format(algorithm="feddst", rounds=1) + TWO
     with pytest.raises(JobError, match="feddst sends each client what it lacks"):
         check(parse(text))
 

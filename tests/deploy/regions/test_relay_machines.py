@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.deploy.regions.test_relay import JOB, REGION, TOP_K, TWO, region_of, simulated
+from tests.deploy.jobs import DIGITS
+from tests.deploy.regions.test_relay import REGION, TOP_K, TWO, region_of, simulated
 from tests.deploy.test_machines import Machine, join, machines, port
 
 __all__ = ["machines"]  # the fixture
@@ -19,7 +20,7 @@ __all__ = ["machines"]  # the fixture
 @pytest.mark.slow
 def test_a_killed_relay_ends_in_the_same_bits(tmp_path: Path, machines: list[Machine]) -> None:
     chance = random.Random("relay")
-    text = JOB.format(algorithm="scaffold", rounds=4).replace("lr = 0.1", "lr = 0.1\nepochs = 4") + TOP_K + TWO
+    text = DIGITS.format(algorithm="scaffold", rounds=4).replace("lr = 0.1", "lr = 0.1\nepochs = 4") + TOP_K + TWO
     (tmp_path / "two.toml").write_text(text)
     (tmp_path / "region.toml").write_text(REGION.format(min_updates=3, patience_s=120.0))
     above, below = (f"127.0.0.1:{port()}" for _ in range(2))

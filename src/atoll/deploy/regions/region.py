@@ -17,6 +17,7 @@ from atoll import tree
 from atoll.aggregators.mean import mean
 from atoll.errors import ConfigError, JobError, TreeError
 from atoll.job.schema import Section
+from atoll.job.sentences import told
 from atoll.job.text import parse, read
 from atoll.policy import Policy
 from atoll.rng import seeded
@@ -66,20 +67,20 @@ def read_region(text: str, file: str = "region.toml") -> Region:
     try:
         found = Written.model_validate(dict(document.values))
     except ValidationError as error:
-        problems = [(tuple(detail["loc"]), str(detail["msg"])) for detail in error.errors()]
-        raise JobError(f"{document.place(spot)}: {'.'.join(map(str, spot))}: {told}" for spot, told in problems) from None
+        problems = [told(document.values, Written, detail, f"region = {FORMAT}") for detail in error.errors()]
+        raise JobError(f"{document.place(spot)}: {problem}" for spot, problem in problems) from None
     if found.region != FORMAT:
         raise JobError([f"{document.place(('region',))}: region = {found.region}: must be {FORMAT}, the format of this file"])
     sites: dict[ClientId, str] = {}
     for site, clients in found.sites.items():
         for client in map(ClientId, clients):
             if client in sites:
-                told = f"[sites] gives {client!r} to {sites[client]!r} and to {site!r}; a client is at one site"
-                raise JobError([f"{document.place(('sites', site))}: {told}"])
+                twice = f"[sites] gives {client!r} to {sites[client]!r} and to {site!r}; a client is at one site"
+                raise JobError([f"{document.place(('sites', site))}: {twice}"])
             sites[client] = site
     if len(sites) < found.min_updates:
-        told = f"[sites] has {len(sites)} client{'s' * (len(sites) != 1)}, and min_updates is {found.min_updates}"
-        raise JobError([f"{document.place(('sites',))}: {told}: a mean of fewer hides nobody; add clients"])
+        few = f"[sites] has {len(sites)} client{'s' * (len(sites) != 1)}, and min_updates is {found.min_updates}"
+        raise JobError([f"{document.place(('sites',))}: {few}: a mean of fewer hides nobody; add clients"])
     policy = Policy(min_updates=found.min_updates, timeout_s=found.deadline_s, lease_s=found.deadline_s)
     return Region(sites, policy, found.patience_s)
 
@@ -97,10 +98,10 @@ def asked(assignment: Assignment, clients: Sequence[ClientId], links: Sequence[T
     `like`: what the algorithm expects of an update, where that is known. Raises TreeError where the assignment does not say
     how clients count, as only one for a region does.
     """
-    told = assignment.tree.get(MARK + UNIFORM)
-    if told is None or told.numel() != 1:
+    uniform = assignment.tree.get(MARK + UNIFORM)
+    if uniform is None or uniform.numel() != 1:
         raise TreeError(f"the coordinator takes {assignment.client!r} for one client; name it under [regions] of the job")
-    sent, reduce = tree.drop(assignment.tree, MARK), mean("uniform" if bool(told) else "examples")
+    sent, reduce = tree.drop(assignment.tree, MARK), mean("uniform" if bool(uniform) else "examples")
     request = Request(assignment.work, clients, lambda _: sent, reduce, like=like)
     if assignment.work != ENCODED or not links:
         return request

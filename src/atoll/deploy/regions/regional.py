@@ -27,7 +27,7 @@ from atoll.store.memories import FileMemories, Kept
 from atoll.types import Answer, Assignment, ClientId, Dataset, Event, Failure, Reduced, Tree, Update
 
 if TYPE_CHECKING:
-    from atoll.deploy.rules.gated import Line
+    from atoll.deploy.line import Line
     from atoll.remote.hub import Hub
 
 

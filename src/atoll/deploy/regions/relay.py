@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atoll.deploy.line import Line, serve
 from atoll.deploy.regions.region import Region
 from atoll.deploy.regions.regional import Part, Regional
 from atoll.deploy.regions.shelf import Shelf
@@ -22,7 +23,6 @@ from atoll.store.memories import FileMemories
 from atoll.types import ClientId, Failure
 
 if TYPE_CHECKING:
-    from atoll.deploy.rules.gated import Line
     from atoll.remote.hub import Hub
 
 
@@ -39,14 +39,14 @@ class Relay:
 
     def serve(self, stopped: Callable[[], bool], look_s: float = 0.5) -> None:
         """Do what the coordinator says until `stopped()`; it is asked between events, and `look_s` after the last one."""
-        while not stopped():
-            for event in self._link.events(look_s):
-                self.take(event)
-                if stopped():
-                    break
+
+        def over() -> bool:
             for regional in self._jobs.values():
                 if regional.trouble is not None:
                     raise regional.trouble
+            return stopped()
+
+        serve(self._link, self.take, over, look_s)
 
     def take(self, event: SiteEvent) -> None:
         """One thing that the coordinator says."""

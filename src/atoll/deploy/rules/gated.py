@@ -5,14 +5,13 @@ It speaks as the link does, so that the site program is the same with a policy a
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
-import time
-from collections.abc import Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from atoll.deploy.brief import job_of, said_by
+from atoll.deploy.line import Line, Pace, Through, heard
 from atoll.deploy.rules.approvals import Admission
 from atoll.deploy.rules.declared import Promise, promises
 from atoll.deploy.rules.gate import Gate
@@ -30,29 +29,7 @@ if TYPE_CHECKING:
 LOOK_S = 1.0  # between two looks at the consent, while work is under way
 
 
-class Line(Protocol):
-    """What a site program needs of a link (`remote.link.Link`)."""
-
-    def events(self, timeout_s: float) -> Iterator[SiteEvent]:
-        """What the coordinator says."""
-
-    def consent(self, job: str, accepted: bool, reason: str = "", about: bytes = b"") -> None:
-        """Answer an invitation."""
-
-    def answer(self, job: str, answer: Answer) -> None:
-        """Put an answer in the outbox."""
-
-    def say(self, job: str, place: Place, step: int, steps: int = 0) -> None:
-        """How far a training is."""
-
-    def log(self, job: str, line: str) -> None:
-        """A line of the site's log."""
-
-    def wanted(self, job: str, place: Place) -> bool:
-        """Whether the work under way is still wanted."""
-
-
-class Gated:
+class Gated(Through):
     """A link and the gate before it. `data`: a document whose [data] is the site's own, read in the place of the jobs'.
 
     Invitations that wait (for consent, for the hour, for another job to end) are kept here and judged again at each look.
@@ -62,7 +39,8 @@ class Gated:
         """Hold this process to the policy's number of threads."""
         import torch
 
-        self._line, self._gate = line, gate
+        super().__init__(line)
+        self._gate, self._pace = gate, Pace(LOOK_S)
         self._data = None if data is None or "data" not in data.values else Named.of(data.values["data"])
         if gate.policy.resources.threads is not None:
             torch.set_num_threads(min(gate.policy.resources.threads, torch.get_num_threads()))
@@ -72,18 +50,17 @@ class Gated:
         self._said: dict[str, str] = {}  # why not, as the coordinator was told
         self._promises: dict[str, Mapping[str, Promise]] = {}  # by job, and kind of work
         self._declared: dict[tuple[str, Place], Declared] = {}  # of work under way
-        self._looked_s = time.monotonic()
 
     def built(self, job: str, federation: Federation, rounds: int) -> None:
         """The site has built its half of a job: what the job's algorithm declares is what its answers are judged by."""
         self._promises[job] = promises(federation, rounds)
 
-    def events(self, timeout_s: float) -> Generator[SiteEvent, None, None]:
+    def events(self, timeout_s: float) -> Iterator[SiteEvent]:
         """As the link's, but for what may not come in."""
         for job in self._offers.keys() - self._joined:
             if (invited := self._admitted(job)) is not None:
                 yield invited
-        with contextlib.closing(_generator(self._line.events(timeout_s))) as events:
+        with heard(self._line, timeout_s) as events:
             for event in events:
                 passed = self._passed(event)
                 if passed is not None:
@@ -100,10 +77,6 @@ class Gated:
         declared = self._declared.pop((job, place_of(answer)), Declared(answer.work))
         self._line.answer(job, self._gate.leave(job, answer, declared))
 
-    def say(self, job: str, place: Place, step: int, steps: int = 0) -> None:
-        """As the link's."""
-        self._line.say(job, place, step, steps)
-
     def log(self, job: str, line: str) -> None:
         """As the link's, where the policy lets logs leave."""
         if self._gate.policy.leaves.logs:
@@ -113,9 +86,8 @@ class Gated:
         """As the link's; and no more once the site has denied the job, which is looked up every second."""
         if not self._line.wanted(job, place):
             return False
-        if job not in self._offers or time.monotonic() < self._looked_s + LOOK_S:
+        if job not in self._offers or not self._pace.due():
             return True
-        self._looked_s = time.monotonic()
         admission = self._judged(job)
         if admission.status != "denied":
             return True
@@ -191,8 +163,3 @@ class Gated:
         promise = self._promises.get(job, {}).get(place.work)
         self._declared[job, place] = promise.of(event.assignment) if promise else declared_by_assignment(event.assignment)
         return event
-
-
-def _generator(events: Iterator[SiteEvent]) -> Generator[SiteEvent, None, None]:
-    """So that what is left in the middle is closed at once, and the event not dealt with is kept."""
-    yield from events

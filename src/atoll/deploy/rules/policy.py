@@ -5,20 +5,20 @@ Every key is a limit; what is not written is not limited, except that consent is
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from atoll import catalog
 from atoll.deploy.rules.signatures import refuse_key
 from atoll.errors import ConfigError, JobError, UnknownName, VersionError
 from atoll.job.schema import Section, spelled_out
-from atoll.job.text import Document, Spot, parse, read
+from atoll.job.sentences import spelled, told
+from atoll.job.text import Spot, parse, read
 
 FORMAT = 1  # the number after `site_policy =`
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
@@ -157,11 +157,11 @@ def read_policy(text: str, file: str = "site-policy.toml") -> SitePolicy:
     problems: list[tuple[Spot, str]] = []
     policy = None
     if isinstance(version, int) and not isinstance(version, bool) and version != FORMAT:
-        problems.append((("site_policy",), f"site_policy = {_toml(version)}: must be {FORMAT}, the format of this file"))
+        problems.append((("site_policy",), f"site_policy = {spelled(version)}: must be {FORMAT}, the format of this file"))
     try:
         policy = SitePolicy.model_validate(dict(document.values))
     except ValidationError as error:
-        problems += [_told(document, detail) for detail in error.errors()]
+        problems += [told(document.values, SitePolicy, detail, f"site_policy = {FORMAT}") for detail in error.errors()]
     if policy is not None:
         problems += _unknown(policy)
     if problems or policy is None:
@@ -189,67 +189,6 @@ def _unknown(policy: SitePolicy) -> Iterator[tuple[Spot, str]]:
     for each in jobs.require_transforms:
         if jobs.transforms is not None and each.name not in jobs.transforms:
             yield ("jobs", "transforms"), f"[jobs] transforms: must have {each.name!r} too, which require_transforms asks for"
-
-
-def _told(document: Document, detail: Any) -> tuple[Spot, str]:
-    """A problem that pydantic found, as a sentence that names the value, the rule and the mend."""
-    spot: Spot = tuple(detail["loc"])
-    table, key, kind = spot[:-1], spot[-1], detail["type"]
-    named = [str(part) for part in spot if isinstance(part, str)]
-    at = f"[{named[0]}] " if len(named) > 1 else ""
-    value = None if kind == "missing" else _get(document.values, spot)
-    if kind == "missing":
-        mend = f"write `site_policy = {FORMAT}` first" if key == "site_policy" else "give it a value"
-        return table, f"{at}{key} is missing: {mend}"
-    if kind == "extra_forbidden":
-        known = sorted(_model(table).model_fields)
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-        what = f"there is no section [{key}]" if isinstance(value, dict) and not table else f"there is no key {str(key)!r}"
-        mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        return spot, f"{at}{what}; {mend}"
-    return spot, f"{at}{'.'.join(named[1:]) or key} = {_toml(value)}: {_rule(detail)}"
-
-
-def _get(values: Any, spot: Spot) -> Any:
-    for part in spot:
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            return None  # a place within a value that pydantic names, such as the arm of a union
-    return values
-
-
-def _model(table: Spot) -> type[BaseModel]:
-    names = [part for part in table if isinstance(part, str)]
-    if not names:
-        return SitePolicy
-    section: Any = SitePolicy.model_fields[names[0]].annotation
-    return Required if len(names) > 1 else section
-
-
-def _rule(detail: Any) -> str:
-    context = detail.get("ctx", {})
-    rules = {
-        "int_type": "must be a whole number",
-        "float_type": "must be a number",
-        "bool_type": "must be true or false",
-        "string_type": "must be a text in quotes",
-        "string_too_short": "must not be empty",
-        "list_type": "must be a list",
-        "dict_type": "must be a table",
-        "model_type": "must be a table",
-        "value_error": str(context.get("error")),
-        "greater_than": f"must be above {context.get('gt', 0):g}",
-        "greater_than_equal": f"must be {context.get('ge', 0):g} or more",
-        "less_than": f"must be below {context.get('lt', 0):g}",
-    }
-    message = str(detail["msg"])
-    return rules.get(detail["type"], message[:1].lower() + message[1:])
-
-
-def _toml(value: Any) -> str:
-    shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def is_open(hours: str | None, now: time) -> bool:

@@ -5,36 +5,34 @@ It speaks as the link does, as `deploy.rules.gated` does for a site with a polic
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from atoll.deploy.brief import job_of, said_by
+from atoll.deploy.line import Line, Pace, Through, heard
 from atoll.deploy.rules.approvals import Consents
-from atoll.deploy.rules.gated import LOOK_S, Line
+from atoll.deploy.rules.gated import LOOK_S
 from atoll.deploy.rules.judge import Offer
 from atoll.errors import AtollError
 from atoll.remote.values import Closed, Invited, Offered, Place, SiteEvent
-from atoll.types import Answer
 
 
-class Willing:
+class Willing(Through):
     """A link, and the consents in the site's folder. `to`: the coordinator, as the folder's owner knows it."""
 
     def __init__(self, line: Line, folder: Path, to: str) -> None:
-        self._line, self._consents, self._to = line, Consents(folder), to
+        super().__init__(line)
+        self._consents, self._to, self._pace = Consents(folder), to, Pace(LOOK_S)
         self._offers: dict[str, tuple[Invited, Offer]] = {}
         self._left: set[str] = set()  # jobs that were denied, as the coordinator was told
-        self._looked_s = time.monotonic()
 
-    def events(self, timeout_s: float) -> Generator[SiteEvent, None, None]:
+    def events(self, timeout_s: float) -> Iterator[SiteEvent]:
         """As the link's; an invitation comes again when a denial was taken back."""
         for job, (invited, _) in list(self._offers.items()):
             if not self._leaves(job) and job in self._left:
                 self._left.discard(job)
                 yield invited
-        with contextlib.closing(_generator(self._line.events(timeout_s))) as events:
+        with heard(self._line, timeout_s) as events:
             for event in events:
                 if isinstance(event, Closed):
                     self._offers.pop(event.job, None)
@@ -44,30 +42,11 @@ class Willing:
                 if not isinstance(event, Invited) or self._welcome(event):
                     yield event
 
-    def consent(self, job: str, accepted: bool, reason: str = "", about: bytes = b"") -> None:
-        """As the link's."""
-        self._line.consent(job, accepted, reason, about)
-
-    def answer(self, job: str, answer: Answer) -> None:
-        """As the link's."""
-        self._line.answer(job, answer)
-
-    def say(self, job: str, place: Place, step: int, steps: int = 0) -> None:
-        """As the link's."""
-        self._line.say(job, place, step, steps)
-
-    def log(self, job: str, line: str) -> None:
-        """As the link's."""
-        self._line.log(job, line)
-
     def wanted(self, job: str, place: Place) -> bool:
         """As the link's; and no more once the job is denied, which is looked up every second."""
         if not self._line.wanted(job, place):
             return False
-        if job not in self._offers or time.monotonic() < self._looked_s + LOOK_S:
-            return True
-        self._looked_s = time.monotonic()
-        return not self._leaves(job)
+        return job not in self._offers or not self._pace.due() or not self._leaves(job)
 
     def _welcome(self, invited: Invited) -> bool:
         try:
@@ -90,8 +69,3 @@ class Willing:
             self._left.add(job)
             self._line.consent(job, False, f"the site has left the job{f': {consent.why}' if consent.why else ''}", b"denied")
         return True
-
-
-def _generator(events: Iterator[SiteEvent]) -> Generator[SiteEvent, None, None]:
-    """So that what is left in the middle is closed at once, and the event not dealt with is kept."""
-    yield from events
