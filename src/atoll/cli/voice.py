@@ -1,4 +1,4 @@
-"""What `atoll serve` and `atoll join` say: plain lines for people, or JSON for machines."""
+"""What `atoll serve`, `join` and `relay` say: plain lines for people, or JSON for machines."""
 
 from __future__ import annotations
 
