@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from atoll import catalog
+from atoll.deploy.operations.status import shown
 from atoll.errors import ConfigError
 from atoll.job.check import WIRED, spelling
 from atoll.types import ClientId
@@ -32,16 +33,11 @@ class Members:
     def refusals(self) -> Mapping[ClientId, str]:
         """Clients whose site has said no, and has nothing left to think about; with its reason, as far as its policy lets it."""
         no = {
-            site: _shown(consent.reason) or "it gives no reason"
+            site: shown(consent.reason, _MOST_REASON) or "it gives no reason"
             for site, consent in self._hub.consents(self._job).items()
             if not consent.accepted and consent.about != WAITING
         }
         return {client: no[site] for client, site in self._sites.items() if site in no}
-
-
-def _shown(text: str) -> str:
-    """What a site wrote, as it may stand in a report and on a terminal."""
-    return "".join(each if each.isprintable() else " " for each in text[:_MOST_REASON])
 
 
 def check_growth(job: Job, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
